@@ -16,7 +16,7 @@ from pydantic import Field
 from kdcore.recipe.schema import ComponentConfig
 
 PART_BYTES = 32 * 2**20
-"""Approximate size of a part: a few seconds of tokenising, which is the most that is lost when a process is killed."""
+"""Approximate size of a part. It is tokenised in a few seconds, which is the most work that a killed process loses."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 
 RowType = Literal["uint16", "int32"]
 PreparedSplit = Literal["train", "held_out"]
-"""A split of prepared data; `held_out` is empty if the recipe holds out nothing."""
+"""A split of prepared data; `held_out` is empty if the recipe holds out no data."""
 
 _HASH = "sha256"
 FIRST_WITH_HASH = 3

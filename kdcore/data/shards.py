@@ -39,7 +39,7 @@ from kdcore.utils.hashing import sha256_of_file
 TOKENIZER_FOLDER = "tokenizer"
 TEACHER_TOKENIZER_FOLDER = "teacher_tokenizer"
 NO_UNIT = 2**16 - 1
-"""Stored in place of a unit's number for padding, and for tokens whose text the other side's tokens do not cover."""
+"""Stored in place of a unit's number for padding, and for tokens whose text the other model's tokens do not cover."""
 
 SPLITS: tuple[PreparedSplit, ...] = ("train", "held_out")
 

@@ -16,7 +16,7 @@ from kdcore.errors import DataError, first_line
 from kdcore.utils.lfs import refuse_pointers
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model")
-"""Patterns of the files that hold a vocabulary."""
+"""Patterns of the files that contain a vocabulary."""
 
 _TEXTS = (
     "The Quick Fox",
@@ -167,7 +167,7 @@ def fit_tokenizer_settings(folder: Path, max_length: int, *, token_types: bool) 
 
 
 def _read_as_training(path: Path, *, strip: bool) -> None:
-    """Make a tokenizer.json read raw text as in training, see `with_cleaning`."""
+    """Make a tokenizer.json clean raw text as in training; see `with_cleaning`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     # White space next to an added token is not at the ends of a text.
     strip = strip and all(token["special"] for token in content["added_tokens"])

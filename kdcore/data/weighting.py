@@ -39,7 +39,7 @@ class WeightedRows:
         self.repeats = bool((shown % np.maximum(available, 1) == 0).all())
 
     def rows(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the indices of the rows that these samples show in these epochs."""
+        """Return the indices of the rows that these samples correspond to in these epochs."""
         if self._plain:
             return samples
         corpus = np.searchsorted(self._first_sample + self._shown, samples, side="right")

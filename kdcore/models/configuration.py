@@ -88,7 +88,7 @@ def saved_heads(config: PreTrainedConfig, architecture: Architecture) -> list[He
 
 
 def set_head(config: PreTrainedConfig, head: Head) -> None:
-    """Set the keys of a configuration that describe a head of labelled outputs."""
+    """Set the keys of a configuration that describe a head with labelled outputs."""
     config.num_labels = head.num_outputs
     if head.labels:
         config.id2label = dict(enumerate(head.labels))

@@ -271,7 +271,7 @@ class TransformersEncoder(Encoder):
         self._blocks.recompute = True
 
     def keep_blocks(self, blocks: Sequence[int]) -> None:
-        """Drop all blocks but these, in the network and in its configuration."""
+        """Drop all blocks except these, in the network and in its configuration."""
         before = self._blocks
         present = list(before.children())
         if not blocks or sorted(set(blocks)) != list(blocks) or not 0 <= blocks[0] <= blocks[-1] < len(present):

@@ -46,7 +46,7 @@ def own_module(head: Head, info: ModelInfo) -> nn.Module | None:
 
 
 class GivenStates(nn.Module):
-    """Replace a base model by a module that returns states computed earlier."""
+    """Replace a base model with a module that returns states computed earlier."""
 
     outputs: BaseModelOutputWithPooling | None = None
 

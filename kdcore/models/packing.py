@@ -123,7 +123,7 @@ def choose_attention_path(call: AttentionCall, kernels: AttentionKernels) -> Att
 
 
 def _missing_in_varlen(call: AttentionCall, size: int, names: frozenset[str] | None) -> str | None:
-    """Name what torch's `varlen_attn` lacks for these calls; None if nothing."""
+    """Describe a feature that torch's `varlen_attn` lacks for these calls; None if it lacks none."""
     if names is None:
         return f"torch {torch.__version__} has no varlen_attn"
     if call.dropout:

@@ -25,7 +25,7 @@ from kdcore.signals import Batch, SignalRequest, Signals
 _LENGTHS = (9, 4)
 _VOCABULARY = 200
 _TOLERANCE = 1e-4
-"""Greatest difference at which states count as equal, relative to the largest; summation order causes smaller ones."""
+"""Tolerance for equal states, relative to the largest value; the order of summation causes smaller differences."""
 
 
 class UndescribedEncoder(TransformersEncoder):

@@ -36,12 +36,12 @@ _WRAPPERS = {
     "_orig_mod": "torch.compile",
     "model": "a training framework",
 }
-"""Wrappers that put a prefix before the names of a network's weights."""
+"""Wrappers that add a prefix to the names of a network's weights."""
 _CLASS_HEADS: dict[str, Any] = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
     "ForTokenClassification": AutoModelForTokenClassification,
 }
-"""Auto class of heads of labelled outputs, by the end of their classes' names."""
+"""Auto classes for heads with labelled outputs, by the suffix of their class names."""
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
