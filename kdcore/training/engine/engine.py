@@ -162,12 +162,12 @@ class LossScale:
 
     @property
     def at_minimum(self) -> bool:
-        """Whether it cannot be lowered."""
+        """Whether the factor cannot be lowered."""
         return self.now <= self.minimum
 
 
 Past = tuple[tuple[frozenset[str], bool], ...]
-"""Optimizer groups that a parameter was in, as (labels of the losses that reach it, whether it decays)."""
+"""Optimizer groups that a parameter was in, as (labels of the losses that reach it, whether it has weight decay)."""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def _state(
     ):
         return values[0]
     raise InputError(
-        f"`{key}` in the optimizer's state cannot be resharded to another number of processes",
+        f"`{key}` in the optimizer's state cannot be resharded to a different number of processes",
         where=str(where),
         hint=f"start with --processes {len(parts)}, the original number, or train with `training.zero_stage: 0`",
     )

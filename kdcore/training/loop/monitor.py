@@ -63,7 +63,7 @@ _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # w
 _screen = _Screen()
 show_phase = _screen.show_phase
 _early = MemoryHandler(capacity=1000)
-"""Buffer warnings logged before the run's log file exists, such as those about its models and data."""
+"""Buffer warnings logged before the run's log file exists, for example about its models and data."""
 _early.setLevel(logging.WARNING)
 
 

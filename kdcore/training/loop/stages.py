@@ -153,7 +153,7 @@ def change_stage(
 
 @torch.no_grad()
 def _keep_losses(module: DistillationModule, weights: Mapping[str, Tensor]) -> None:
-    """Restore the losses' parameters and buffers where name and shape are unchanged."""
+    """Restore the losses' parameters and buffers whose name and shape are unchanged."""
     for name, tensor in module.state_dict().items():
         before = weights.get(name)
         if not name.startswith("losses.") or not isinstance(tensor, Tensor) or not isinstance(before, Tensor):

@@ -102,7 +102,7 @@ class Patience:
             self.waited += 1
 
     def restore(self, best: Mapping[str, float], waited: int) -> None:
-        """Continue from a checkpoint, unless it was written for another metric."""
+        """Continue from a checkpoint, unless it was written for a different metric."""
         if self._settings.metric in best:
             self.best, self.waited = dict(best), waited
 

@@ -129,7 +129,7 @@ def _make_composites(
 
 
 def _check_task(task: Task, student: Model, teachers: Mapping[str, Model]) -> None:
-    """Check that the data fits the student and each teacher that losses read."""
+    """Check that the data is compatible with the student and each teacher that losses read."""
     for label, teacher in teachers.items():
         try:
             task.check(student, teacher.described)

@@ -32,7 +32,7 @@ from kdcore.training.run.run_folder import stored_data
 from kdcore.utils.atomic import atomic_directory
 
 TOKENIZER = "tokenizer"
-"""Folder of a run with a copy of its tokenizer: the data folder may vanish while the run trains."""
+"""Folder of a run with a copy of its tokenizer, because the data folder may be deleted during training."""
 
 
 def export_student(

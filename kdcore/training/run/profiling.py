@@ -319,7 +319,7 @@ class _Profiler:
         self.clock.add("backward", self.clock.now() - started - (forward() - before))
 
     def _factors(self, batches: StepBatches, weights: Mapping[str, float]) -> dict[Term, float]:
-        """Compute the weight by global count of every term, as in training."""
+        """Compute weight / global count of every term, as in training."""
         local = step_counts(self.engine.module, batches, self.processes)
         counts = dict(zip(local, self.processes.sum(list(local.values())), strict=True))
         return factors_of(counts, weights) | {CACHED: 1.0}

@@ -269,7 +269,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit and cleanliness of the working folder's repository; None outside of one."""
+    """Return the commit of the working folder's repository and whether it has changes; None outside of one."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout

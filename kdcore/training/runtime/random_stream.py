@@ -1,4 +1,4 @@
-"""Separate the random numbers of other code from those of a run."""
+"""Keep the random numbers of other code separate from a run's random numbers."""
 
 from __future__ import annotations
 

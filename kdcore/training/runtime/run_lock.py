@@ -147,7 +147,7 @@ class RunLock:
             file.close()  # replaced or removed between opening and locking
 
     def _replace(self) -> TextIO:
-        """Replace the lock file of another process by a new, locked one."""
+        """Replace the lock file of another process with a new, locked one."""
         path = self._path.with_name(f"{_FILE}-{self._own.token}")
         file = path.open("a+", encoding="utf-8")
         acquire(file.fileno())
