@@ -138,7 +138,7 @@ def test_every_exit_code_is_on_the_page():
 def test_what_may_change_on_resume_is_on_the_page():
     from kdcore.training.run import run_folder
 
-    sentence = PAGE.partition("On resuming these may change:")[2].partition("Anything else")[0]
+    sentence = PAGE.partition("these keys may change:")[2].partition("All other changes")[0]
     assert set(re.findall(r"`([\w.]+)`", sentence)) == set(run_folder._FREE_ON_RESUME)
 
 
