@@ -31,7 +31,7 @@ Attention = ScoreMaps | tuple[Tensor, Tensor]
 
 
 def attention_kl(student: Attention, teacher: Attention, lengths: Lengths | None = None) -> Total:
-    """Sum `KL(softmax(S_t) || softmax(S_s))`, `S = q k^T / sqrt(d_k)`, over heads and real queries, and count them.
+    """Sum `KL(softmax(S_t) || softmax(S_s))`, `S = q k^T / sqrt(d_k)`, over heads and real queries, and count summands.
 
     Args:
         student: (query, key) of one block, each (B, A, L, d_k).
@@ -46,7 +46,7 @@ def attention_kl(student: Attention, teacher: Attention, lengths: Lengths | None
 
 
 def attention_mse(student: Attention, teacher: Attention, lengths: Lengths | None = None) -> Total:
-    """Sum `(S_s - S_t)^2` over heads and pairs of real tokens, and count them; arguments as for `attention_kl`."""
+    """Sum `(S_s - S_t)^2` over heads and pairs of real tokens, and count summands; see `attention_kl` for arguments."""
     own, theirs = _maps(student, lengths), _maps(teacher, lengths)
     return Total(own.squared_error_from(theirs), own.num_entries)
 
@@ -54,7 +54,7 @@ def attention_mse(student: Attention, teacher: Attention, lengths: Lengths | Non
 def value_relation_kl(
     student: ScoreMaps | Tensor, teacher: ScoreMaps | Tensor, lengths: Lengths | None = None
 ) -> Total:
-    """Sum `KL(softmax(R_t) || softmax(R_s))`, `R = v v^T / sqrt(d_k)`, over heads and real tokens, and count them.
+    """Sum `KL(softmax(R_t) || softmax(R_s))`, `R = v v^T / sqrt(d_k)`, over heads and real tokens, and count summands.
 
     Args:
         student: values (B, A, L, d_k) of one block.
@@ -116,9 +116,9 @@ class HeadwiseLoss(Loss):
 class AttentionKL(HeadwiseLoss):
     """Divergence between attention distributions (MobileBERT, section 3.3; MiniLM, section 3.1).
 
-    Term `attention_kl`: sum over pairs of blocks, heads and real queries of `KL(softmax(S_t) || softmax(S_s))` with
-    `S = q k^T / sqrt(d_k)`, with the scale, mask and bias of the block. The sum is divided by A * N, the number of
-    heads times the number of real tokens.
+    Term `attention_kl`: sum over pairs of blocks, heads and real queries of `KL(softmax(S_t) || softmax(S_s))` where
+    `S = q k^T / sqrt(d_k)` uses the scale, mask and bias of the block. The sum is divided by A * N, the number of heads
+    times the number of real tokens.
     """
 
     term = "attention_kl"

@@ -121,7 +121,7 @@ class EmbeddingLoss(Loss):
         return {"embedding": total.sum}
 
     def constant_sums(self, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Sum the teacher's embeddings (C,) and their squares, and count them; for `cosine`, scale them to length 1."""
+        """Count the teacher's embeddings, and sum them (C,) and their squares; `cosine` first scales them to norm 1."""
         assert teacher is not None
         theirs = read_teacher(teacher, self.config).double()
         if self.config.distance == "cosine":

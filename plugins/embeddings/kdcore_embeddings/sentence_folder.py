@@ -124,7 +124,7 @@ class SentenceFolder:
         return bool(self.layers) and self.layers[-1].kind == "Normalize" and self.truncate_dim is None
 
     def prompt(self, *names: str) -> str:
-        """Return the first of the named prompts that exists, else the default prompt."""
+        """Return the first of the named prompts that exists, or the default prompt."""
         return next((self.prompts[name] for name in names if name in self.prompts), self.default_prompt)
 
     def module_files(self) -> dict[str, Path]:
@@ -247,7 +247,7 @@ def _modes(config: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
 
 
 def _length(stated: float | None, encoder: Path) -> int | None:
-    """Return the limit of the classic schema, or else that of the tokenizer."""
+    """Return the limit of the classic schema, or the tokenizer's limit if there is none."""
     file = encoder / "tokenizer_config.json"
     if stated is None and file.is_file():
         stated = _json(file, dict).get("model_max_length")

@@ -257,7 +257,7 @@ class Embeddings(Task):
 
     @property
     def batch_identity(self) -> dict[str, str]:
-        """The data without the order of texts, so that stored signals of a teacher serve every order."""
+        """The data without the order of texts, so that a teacher's stored signals can be used with any order."""
         return {"data": self._data_fingerprint}
 
     @property

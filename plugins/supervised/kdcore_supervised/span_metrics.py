@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from kdcore_supervised.tags import TaggedSpan, tags_of
 
 SpanMetric = Literal["f1", "precision", "recall", "accuracy"]
-"""Scores of spans over all types; `accuracy` is that of the words' tags. Higher is better for all of them."""
+"""Scores of spans over all types; `accuracy` is the accuracy of the words' tags. Higher is better for all of them."""
 
 SPAN_METRICS: tuple[SpanMetric, ...] = get_args(SpanMetric)
 

@@ -137,9 +137,9 @@ class TokenClassification(LabelledTask):
     def write_predictions(self, folder: Path, split: Split, outputs: TaskOutputs) -> None:
         """Write a Parquet file with a row for each text.
 
-        Columns: `id`, `words`, `label` (a tag for each word, if the split is labelled), `prediction` (likewise),
-        `spans` (the predicted spans: `start` and `end` in characters of `text`, and `label`), `text`, and `outputs`
-        (for each word, or null if the word has no token).
+        Columns: `id`, `words`, `label` (a tag for each word, if the split is labelled), `prediction` (a tag for each
+        word), `spans` (the predicted spans: `start` and `end` in characters of `text`, and `label`), `text`, and
+        `outputs` (for each word, or null if the word has no token).
         """
         import pyarrow
         from pyarrow import parquet

@@ -407,7 +407,7 @@ def _refuse_other(found: CacheContents, expected: CacheContents, folder: Path) -
     problems = differences(found, expected, folder)
     if problems:
         hint = "choose another folder, or remove this one"
-        raise DataError([Problem("holds the cache of another recipe", str(folder), hint=hint), *problems])
+        raise DataError([Problem("contains the cache of another recipe", str(folder), hint=hint), *problems])
 
 
 def _check_space(recorder: SignalRecorder, folder: Path) -> None:

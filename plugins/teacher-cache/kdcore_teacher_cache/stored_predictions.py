@@ -85,7 +85,7 @@ class SampleNumbers:
 
 
 def from_drawn(ids: Tensor, vocab_size: int) -> Tensor:
-    """Return logarithms (M, V) of the fraction of each token among those drawn."""
+    """Return logarithms (M, V) of the fraction of each token among the drawn tokens."""
     ids = ids.long()
     counts = torch.zeros(len(ids), vocab_size, device=ids.device).scatter_add_(1, ids, torch.ones_like(ids).float())
     return torch.where(counts > 0, (counts / ids.shape[1]).log(), torch.full_like(counts, _ABSENT))

@@ -127,7 +127,7 @@ def _rescore(groups: list[dict[str, Any]], source: str, report: Callable[[str], 
 
 
 def _fastest_device() -> torch.device:
-    """Return the GPU, if there is one, else the CPU."""
+    """Return the GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

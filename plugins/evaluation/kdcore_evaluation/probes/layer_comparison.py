@@ -69,7 +69,7 @@ class _ComparedEncoders:
 
 @dataclass
 class _GroupedTokens:
-    """Tokens that group the errors, in the order of the errors."""
+    """Tokens by which errors are grouped, in the same order as the errors."""
 
     ids: list[np.ndarray] = field(default_factory=list)
     positions: list[np.ndarray] = field(default_factory=list)
@@ -223,7 +223,7 @@ def _pairs(run: FinishedRun, teacher: ModelInfo, student: ModelInfo) -> list[tup
 
 
 def _is_rule(config: object) -> bool:
-    """Return whether a loss pairs blocks by the usual key."""
+    """Return whether a loss has the usual key for pairs of blocks."""
     stated = getattr(type(config), "model_fields", {}).get("layers")
     return stated is not None and stated.annotation == LayerPairs
 

@@ -213,7 +213,7 @@ def linear(source: str, task: SuiteTask, probe: LinearProbe) -> Outcome:
 
 
 def _predictions(part: LabelledTexts, labels: np.ndarray, outputs: np.ndarray, classes: Sequence[str]) -> Table:
-    """Return the predictions for a part, in the same columns as those stored by fine-tuning."""
+    """Return the predictions for a part, in the same columns that fine-tuning runs store."""
     import pyarrow
 
     sides: list[Any] = [labels, outputs.argmax(1)] if classes else [labels, outputs[:, 0]]
@@ -300,7 +300,7 @@ def _positions(model: PreTrainedModel) -> int:
 def _other_vocabulary(source: str, data: PreparedData, tokenizer: Path | None = None) -> str | None:
     """Return the reason why a model cannot read prepared data; None if it can.
 
-    `tokenizer` is the folder of the tokenizer with which the data was tokenised; default: the student's.
+    `tokenizer` is the folder of the tokenizer used to prepare the data; default: the student's tokenizer.
     """
     own, theirs = (
         load_tokenizer(source).get_vocab(),

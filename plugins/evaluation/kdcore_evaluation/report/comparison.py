@@ -494,7 +494,7 @@ def _finished_remarks(runs: Sequence[ComparedRun], finished: Mapping[Path, Finis
     taught = [run for run in runs if run.folder in finished and _has_teacher(run)]
     if taught and not _without_teacher(runs):
         remarks.append(
-            "No run trains the same student without a teacher; `--train-without-teacher` does. Its recipe is that of "
+            "No run trains the same student without a teacher; `--train-without-teacher` does. It takes the recipe of "
             f"{taught[0].name} with `teacher: null`, another `run.id` and without the losses that need a teacher."
         )
     return remarks

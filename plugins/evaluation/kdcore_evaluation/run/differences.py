@@ -26,7 +26,7 @@ def differences(
     margin: float | None = None,
     trained: Collection[Labels] = (),
 ) -> list[Difference]:
-    """Compare all pairs of groups, and each group with some references, on their common columns.
+    """Compare all pairs of groups, and each group with some references, in the columns that both have.
 
     Args:
         groups: measurements of each group.

@@ -252,7 +252,7 @@ def _of_folder(place: str, role: ModelRole = "model", component: str = "transfor
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    hint = "check the spelling; without network, give a folder, or download the model first: hf download NAME"
+    hint = "check the spelling; without network access, name a folder, or download the model first: hf download NAME"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise DataError("no such folder", where=name, hint="name a run folder, a model folder or a hub model")
     try:

@@ -61,7 +61,7 @@ class FinishedPredictions:
 
     @property
     def split(self) -> str:
-        """Return `test` if it has labels, else `validation`."""
+        """Return `test` if it has labels, otherwise `validation`."""
         return "test" if any(name.startswith("test") for name in self.tables) else "validation"
 
     @cached_property

@@ -65,7 +65,7 @@ class Column:
         kind: `finetune`, or the name of a probe.
         task: label of the task; empty for probes without one.
         part: empty, or the name of a second part of a split, such as `mismatched`.
-        split: `test` if it has labels, else `validation`; empty for probes without one.
+        split: `test` if it has labels, otherwise `validation`; empty for probes without one.
         metric: name of the metric in result rows.
         higher_is_better: whether higher values are better.
     """
@@ -233,7 +233,7 @@ def score_table(rows: Sequence[ResultRow], folder: Path | None = None) -> ScoreT
 
 
 def by_role(rows: Iterable[ResultRow]) -> list[ResultRow]:
-    """Order rows as in tables, with those of reference models last."""
+    """Order rows as in tables, with reference models last."""
     return sorted(rows, key=lambda row: REFERENCES.index(row.role) if row.role in REFERENCES else -1)
 
 
@@ -300,7 +300,7 @@ def _averages(values: Sequence[Measurement]) -> list[Measurement]:
 
 
 def reported_split(rows: Sequence[ResultRow]) -> str | None:
-    """Return `test` if it has scores, else `validation`; None for probes without labelled texts."""
+    """Return `test` if it has scores, otherwise `validation`; None for probes without labelled texts."""
     splits = {row.split for row in rows if row.split is not None and row.kind in ("predictions", "finetune", "linear")}
     return "test" if "test" in splits else "validation" if "validation" in splits else None
 
@@ -385,7 +385,7 @@ class GroupSample:
     """Values of one group and column.
 
     Attributes:
-        seeds: identity of each row: a repetition, or the seed of a fine-tuning.
+        seeds: identity of each row: a repetition, or the seed of a fine-tuning run.
         values: (n, m) values of m texts whose mean is a score, or (n, 1) scores; NaN for unusable values.
         runs: number of repetitions.
         tuned: whether the rows are fine-tuning runs of a single repetition.

@@ -23,7 +23,7 @@ GlueName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte",
 class GlueData(ComponentConfig):
     """One of GLUE's tasks, in GLUE's own files."""
 
-    folder: PathString = Field(description="GLUE's folder, or that of the task.")
+    folder: PathString = Field(description="GLUE's folder, or the task's folder.")
     task: GlueName = Field(description="Name of the task.")
 
 
@@ -135,7 +135,7 @@ def glue_folder(folder: str, name: GlueName) -> Path:
         f"the folder contains neither {task.train} nor {task.folder}/{task.train}",
         where=folder,
         key="task.data.glue.folder",
-        hint=f"name GLUE's folder, or that of {task.folder}",
+        hint=f"name GLUE's folder, or the folder of {task.folder}",
     )
 
 

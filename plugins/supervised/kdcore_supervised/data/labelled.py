@@ -214,7 +214,7 @@ class LabelledTexts:
 
 
 def read_labelled(data: LabelledData, report: Counter[str]) -> list[LabelledTexts]:
-    """Read all parts: `train` first, then those whose names begin with `validation` and with `test`.
+    """Read all parts: `train` first, then the parts whose names begin with `validation` and with `test`.
 
     Repairs and irregularities are counted in `report`.
 

@@ -484,7 +484,7 @@ class _Tags:
         self._mistakes.raise_if_any(
             key=_LABELS_KEY,
             allowed=self._data.types,
-            hint="complete `task.data.labels`, set `task.data.scheme` to that of the file, or repair the file",
+            hint="complete `task.data.labels`, set `task.data.scheme` to the file's scheme, or repair the file",
         )
         if self._repaired:
             place = f"{self._where}, the first in {self._unit} {self._first}"
