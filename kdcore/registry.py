@@ -76,7 +76,7 @@ class Entry:
 
     @property
     def package(self) -> str:
-        """Return name and version of the package."""
+        """Return the name and version of the package."""
         return f"{self.distribution} {self.version}"
 
     @property
@@ -438,7 +438,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def _import_hint(error: BaseException, entry: Entry) -> str | None:
-    """Return advice on an error that a component's import has raised."""
+    """Return advice on an error raised by importing a component."""
     if not entry.precedence:
         return None
     missing = getattr(error, "name", None) or ""

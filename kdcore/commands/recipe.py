@@ -29,7 +29,7 @@ class RecipeCommand(Command):
         add_allow_imports(parser)
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do the action."""
+        """Run the action."""
         if arguments.action == "schema":
             if arguments.recipe is not None:
                 raise InputError("`kdcore recipe schema` takes no recipe: the schema covers all recipes")

@@ -1,4 +1,4 @@
-"""`kdcore summary`: losses, scores and sizes of a finished run."""
+"""Implement `kdcore summary`: print losses, scores and sizes of a finished run."""
 
 from __future__ import annotations
 

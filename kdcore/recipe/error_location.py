@@ -1,4 +1,4 @@
-"""Add locations in the recipe to the problems that a component raises."""
+"""Add locations in the recipe to the problems that a component reports."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ SECTIONS = {
     "scheduler": "kdcore.schedulers",
 }
 _TEACHERS, _STUDENTS = "teacher", "student"
-"""Prefixes of the definitions of teachers and students: the core adds one key each to the keys of the models."""
+"""Prefixes of the definitions of teachers and students: the core adds a key to the keys of their models."""
 
 
 def recipe_json_schema() -> tuple[Schema, list[str]]:

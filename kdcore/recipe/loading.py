@@ -472,7 +472,7 @@ def _contradictions(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
 
 
 def _teacher_problems(settings: RecipeSettings, root: Node) -> Iterator[Problem]:
-    """Yield problems of composite teachers, and labels that name no teacher."""
+    """Yield problems of composite teachers, and labels that do not refer to any teacher."""
 
     def unknown(place: KeyPath, label: Any, allowed: Sequence[str]) -> Iterator[Problem]:
         if label not in allowed:

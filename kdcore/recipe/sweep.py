@@ -154,7 +154,7 @@ def _check_axis(key: str, values: Sequence[str], where: str) -> None:
 
 
 def _split(text: str) -> list[str]:
-    """Split at commas outside of brackets."""
+    """Split at commas outside brackets."""
     parts, depth, start = [], 0, 0
     for index, character in enumerate(text):
         depth += (character in "[{") - (character in "]}")

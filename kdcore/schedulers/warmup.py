@@ -1,4 +1,4 @@
-"""Implement what the built-in schedules share: their time axis and the warm-up."""
+"""Implement the time axis and the warm-up that the built-in schedules share."""
 
 from __future__ import annotations
 

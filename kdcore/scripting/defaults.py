@@ -1,4 +1,4 @@
-"""Choose task and losses by the kind of a teacher: the registry `kdcore.defaults`."""
+"""Choose a task and losses for each kind of teacher (registry `kdcore.defaults`)."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe that the run has stored: complete, with absolute paths."""
+        """The complete recipe stored by the run, with absolute paths."""
         return load_recipe(self.folder / "recipe.yaml", allow_imports=self._allow_imports)
 
     @property

@@ -116,7 +116,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Fingerprint of the prepared data; a run resumes only on the same data."""
+        """Fingerprint of the prepared data; a run resumes only with the same data."""
 
     @abstractmethod
     def check(self, student: Model, teacher: Model | None) -> None:
