@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from kdcore_embeddings import SentenceEncoder
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification
 
@@ -135,3 +136,56 @@ def test_sentence_transformers_computes_what_kdcore_does(
     np.testing.assert_allclose(found["vectors"], vectors.numpy(), atol=1e-5)
     np.testing.assert_allclose(found["scores"], scores.numpy(), atol=1e-5)
     print(f"sentence-transformers {version}: vectors and scores of exports equal those of kdcore")
+
+
+MTEB = """
+import json, sys
+import mteb
+from kdcore_embeddings import mteb_task
+from sentence_transformers import SentenceTransformer
+
+encoder, pairs = sys.argv[1:]
+keys = {"path": pairs, "texts": ["query", "document"]}
+tasks = [
+    mteb_task("LocalSearch", {"path": pairs, "query": "query", "positive": "document"}),
+    mteb_task("LocalScores", keys | {"score": "score"}),
+    mteb_task("LocalLabels", keys | {"label": "label"}),
+]
+model = SentenceTransformer(encoder, device="cpu")
+found = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
+print(json.dumps({one.task_name: one.scores["test"][0] for one in found}))
+"""
+
+
+def test_mteb_scores_a_student_on_a_local_file_as_kdcore_does(root: Path, tmp_path: Path) -> None:
+    metrics, stats = pytest.importorskip("sklearn.metrics"), pytest.importorskip("scipy.stats")
+    encoder = SentenceEncoder(str(root / "runs/encoder/1/exports/final"))
+    words = ["abc", "of", "the", "teacher", "student", "efg"]
+    queries = [f"{words[n % 6]} {words[n // 6]} {n}" for n in range(36)]
+    documents = [f"{words[n // 6]} {words[(n + 1) % 6]} {words[n % 5]}, {n}" for n in range(36)]
+    values = [float(n * n % 7) for n in range(36)]
+    rows = [
+        {"query": query, "document": document, "score": value, "label": int(value > 2)}
+        for query, document, value in zip(queries, documents, values, strict=True)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (site / "others.pth").write_text("\n".join(path for path in sys.path if Path(path).is_dir()), encoding="utf-8")
+    install = [python, "-m", "pip", "install", "--quiet", "--retries", "0", "mteb>=2.26,<3"]
+    done = subprocess.run(install, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"pip finds no package index: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    command = [python, "-c", MTEB, encoder.source, str(tmp_path / "pairs.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    asked, read = encoder.encode(queries, encoder.query_prompt), encoder.encode(documents, encoder.document_prompt)
+    search = [metrics.ndcg_score(np.eye(36)[[n]], (read @ asked[n])[None], k=10) for n in range(36)]
+    assert found["LocalSearch"]["main_score"] == pytest.approx(np.mean(search), abs=1e-4)
+    first, second = (encoder.encode(texts, encoder.prompt) for texts in (queries, documents))
+    cosines = (first * second).sum(1)
+    assert found["LocalScores"]["main_score"] == pytest.approx(stats.spearmanr(cosines, values)[0], abs=1e-4)
+    precision = metrics.average_precision_score([value > 2 for value in values], cosines)
+    assert found["LocalLabels"]["cosine_ap"] == pytest.approx(precision, abs=1e-4)
