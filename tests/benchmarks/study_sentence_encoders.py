@@ -14,8 +14,6 @@ best of a grid on the development pages. The arms are
   Losses and weights are those of the recipe kdcore:embeddings/domain.yaml;
 - `kdcore-listwise` and `st-DistillKLDiv`: the teacher's similarities in groups of a heading, its section and two of the
   ten other sections that are nearest to the heading for the teacher. A step has as many texts as in the other arms;
-- `kdcore-listwise-hidden`: the teacher's last hidden states as well, from a live teacher, because a cache stores
-  embeddings of texts and not of groups;
 - `kdcore-embedding-by-length`: `kdcore-embedding` with batches of similar length, for which the task is patched.
 
 Both libraries draw texts in random order. Seeds determine orders and groups. They are the outer loop, so that every arm
@@ -254,8 +252,7 @@ Train = Callable[[Study, str, int, float], Path]
 EMBEDDINGS_ALONE = {"embedding": {"distance": "cosine"}}
 # Losses and weights are those of the recipe kdcore:embeddings/domain.yaml.
 WITH_SIMILARITY = EMBEDDINGS_ALONE | {"similarity": {"temperature": TEMPERATURE, "weight": 10.0}}
-HIDDEN_STATES = {"hidden_mse": {"layers": "last", "unit": "aligned", "weight": 0.1}}
-WITH_HIDDEN_STATES = WITH_SIMILARITY | HIDDEN_STATES
+WITH_HIDDEN_STATES = WITH_SIMILARITY | {"hidden_mse": {"layers": "last", "unit": "aligned", "weight": 0.1}}
 
 
 def train_kdcore(losses: dict[str, Any], *, live: bool) -> Train:
@@ -275,35 +272,28 @@ def train_by_length(study: Study, name: str, seed: int, rate: float) -> Path:
     return train_kdcore(EMBEDDINGS_ALONE, live=False)(study, name, seed, rate)
 
 
-def train_listwise(further: dict[str, Any]) -> Train:
-    """Return the training with `listwise_kl` on the groups and scores of DistillKLDivLoss, and with further losses."""
-
-    def train(study: Study, name: str, seed: int, rate: float) -> Path:
-        losses = {"listwise_kl": {"scores": "data", "temperature": TEMPERATURE}} | further
-        path = study.recipe(name, seed, rate, losses, live=bool(further))
-        content = json.loads(path.read_text(encoding="utf-8"))
-        groups = group_data(study, seed)
-        rows = [dict(zip(groups, values, strict=True)) for values in zip(*groups.values(), strict=True)]
-        data = study.folder / f"{name}-{seed}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        content["task"]["data"] = {
-            "train": str(data),
-            "query": "query",
-            "positive": "positive",
-            "negatives": ["negative_1", "negative_2"],
-            "scores": "label",
-        }
-        content["task"]["dimension"] = 768
-        content["training"]["batch_size"] = BATCH // WIDTH
-        if further:
-            del content["teacher"]["cache"]
-        else:
-            del content["teacher"]
-        path.write_text(json.dumps(content), encoding="utf-8")
-        shutil.rmtree(study.folder / "runs" / name / str(seed), ignore_errors=True)
-        return kdcore.train(path).folder / "exports" / "final"
-
-    return train
+def train_listwise(study: Study, name: str, seed: int, rate: float) -> Path:
+    """Train with kdcore's `listwise_kl` on the groups of DistillKLDivLoss and on their scores."""
+    losses = {"listwise_kl": {"scores": "data", "temperature": TEMPERATURE}}
+    path = study.recipe(name, seed, rate, losses, live=False)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    groups = group_data(study, seed)
+    rows = [dict(zip(groups, values, strict=True)) for values in zip(*groups.values(), strict=True)]
+    data = study.folder / f"{name}-{seed}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    content["task"]["data"] = {
+        "train": str(data),
+        "query": "query",
+        "positive": "positive",
+        "negatives": ["negative_1", "negative_2"],
+        "scores": "label",
+    }
+    content["task"]["dimension"] = 768
+    content["training"]["batch_size"] = BATCH // WIDTH
+    del content["teacher"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    shutil.rmtree(study.folder / "runs" / name / str(seed), ignore_errors=True)
+    return kdcore.train(path).folder / "exports" / "final"
 
 
 def regression_data(study: Study, seed: int) -> dict[str, Any]:
@@ -381,14 +371,13 @@ def distill_kl_div(model: Any) -> Any:
 
 
 KDCORE, SIMILARITY, DOMAIN = "kdcore-embedding", "kdcore-similarity", "kdcore-domain"
-LISTWISE, LISTWISE_HIDDEN, BY_LENGTH = "kdcore-listwise", "kdcore-listwise-hidden", "kdcore-embedding-by-length"
+LISTWISE, BY_LENGTH = "kdcore-listwise", "kdcore-embedding-by-length"
 EMBED, KL = "st-EmbedDistill", "st-DistillKLDiv"
 ARMS: dict[str, Train] = {
     KDCORE: train_kdcore(EMBEDDINGS_ALONE, live=False),
     SIMILARITY: train_kdcore(WITH_SIMILARITY, live=False),
     DOMAIN: train_kdcore(WITH_HIDDEN_STATES, live=True),
-    LISTWISE: train_listwise({}),
-    LISTWISE_HIDDEN: train_listwise(HIDDEN_STATES),
+    LISTWISE: train_listwise,
     BY_LENGTH: train_by_length,
     EMBED: train_sentence_transformers(embed_distill, regression_data, BATCH),
     KL: train_sentence_transformers(distill_kl_div, group_data, BATCH // WIDTH),
@@ -524,10 +513,9 @@ def print_table(study: Study) -> None:
             print("| " + " | ".join(cells) + " |")
     print("\n| difference in points | seeds | " + " | ".join(SCORES) + " | nDCG@10 |\n|" + " --- |" * (3 + len(SCORES)))
     for first, second in [
-        *((arm, other) for arm in (KDCORE, SIMILARITY, DOMAIN, LISTWISE, LISTWISE_HIDDEN) for other in (EMBED, KL)),
+        *((arm, other) for arm in (KDCORE, SIMILARITY, DOMAIN, LISTWISE) for other in (EMBED, KL)),
         (KDCORE, BY_LENGTH),
         (DOMAIN, KDCORE),
-        (LISTWISE_HIDDEN, LISTWISE),
         *((arm, "untrained") for arm in ARMS),
     ]:
         found = [compare(study, first, second, score) for score in SCORES]
