@@ -184,7 +184,7 @@ def _parts_submission(
     dry: bool,
     counted: bool = False,
 ) -> Submission:
-    """Build an array whose elements run a command with `--task I/N`.
+    """Build a job array whose elements run a command with `--task I/N`.
 
     Args:
         name: first part of the job's name.

@@ -20,7 +20,7 @@ def wait_for(jobs: Sequence[tuple[str, Path]], *, local: bool) -> int:
 
     Args:
         jobs: id and run folder of each job.
-        local: whether they run on this machine, without SLURM.
+        local: whether the jobs run on this machine, without SLURM.
 
     Raises:
         InputError: a job could not start because its nodes cannot access the run folder.

@@ -117,7 +117,7 @@ def read_freeze(file: Path) -> dict[str, Version]:
                 (version,) = (Version(one.version) for one in requirement.specifier if one.operator == "==")
         except (InvalidRequirement, InvalidVersion, ValueError) as error:
             raise InputError(
-                f"no version of an installed package (found {text}, expected NAME==VERSION)",
+                f"the line contains no package version (found {text}, expected NAME==VERSION)",
                 where=f"{file}:{number}",
                 hint="`python -m pip list --format=freeze` lists only names and versions",
             ) from error
@@ -168,7 +168,7 @@ def find_misfits(installed: Mapping[str, Version], file: Path, target: Target, f
         folder: the wheels of kdcore and of its packages.
 
     Returns:
-        The packages that cannot be installed, including packages that require one of them, and the reasons.
+        The packages that cannot be installed, including packages that require one of them, with the reasons.
 
     Raises:
         InputError: kdcore itself cannot be installed.

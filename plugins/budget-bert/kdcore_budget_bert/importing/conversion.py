@@ -63,7 +63,7 @@ def import_command(text: str, source: str, shards: int | None = None) -> str:
 
 
 def _check(draft: Draft) -> None:
-    """Raise an error for core keys that `kdcore recipe check` would refuse, naming the flags that set them."""
+    """Raise an error for core keys that `kdcore recipe check` would reject, naming the flags that set them."""
     problems = []
     for problem in recipe_problems(draft.data):
         names = draft.flags_of(problem.key or "")

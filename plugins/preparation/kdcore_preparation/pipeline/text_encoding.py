@@ -79,8 +79,8 @@ class TextEncoder:
 
     The tokens of a text are the same as if the tokenizer encoded the whole text at once. A text is cut for encoding
     only where this does not change the tokens: before white space, if the tokenizer separates words there. Other
-    sentence ends, as in Chinese, are located by the token offsets; a token that spans such an end belongs to the first
-    sentence. Special tokens that occur in a text ("[MASK]") are encoded as ordinary text.
+    sentence ends, as in Chinese, are located using the token offsets; a token that spans such an end belongs to the
+    first sentence. Special tokens that occur in a text ("[MASK]") are encoded as ordinary text.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.

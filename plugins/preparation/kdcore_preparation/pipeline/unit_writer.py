@@ -232,9 +232,7 @@ class UnitWriter:
             what = "has masked positions after the ends of sequences"
         else:
             return rows, real
-        raise DataError(
-            f"{batch.id}: {what}", key="tokenizer", hint="name the tokenizer that the sequences were made with"
-        )
+        raise DataError(f"{batch.id}: {what}", key="tokenizer", hint="name the tokenizer that created the sequences")
 
     def _unknown(self, tokens: NDArray[np.int32]) -> int:
         return 0 if self._ids.unk is None else int(np.count_nonzero(tokens == self._ids.unk))

@@ -123,7 +123,7 @@ class FileCorpus(PartedCorpus):
 
 
 def parts_of_lines(files: Mapping[str, Path]) -> list[Part]:
-    """List parts of files that can be read from any line: ranges of large plain files, whole compressed files."""
+    """List parts of files that can be read from any line: ranges of large plain files, and whole compressed files."""
     parts: list[Part] = []
     for name, path in files.items():
         size = path.stat().st_size

@@ -118,7 +118,8 @@ def load_source(source: DatasetSource, *, key: str | None = None, **options: Any
     Args:
         source: location of the dataset.
         key: its key in the recipe, for messages.
-        options: options of `load_dataset`; ignored for a folder that `save_to_disk` wrote, whose splits are all loaded.
+        options: options of `load_dataset`; ignored for a folder written by `save_to_disk`, of which all splits are
+            loaded.
 
     Raises:
         DataError: the library or the dataset is missing, or the dataset cannot be read.

@@ -1,4 +1,4 @@
-"""JSON objects as records; repeated keys are refused."""
+"""Parse JSON objects as records, and reject repeated keys."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 def json_record(line: str, used: Collection[str]) -> dict[str, Any]:
     """Parse a line of JSON Lines.
 
-    Objects with a repeated key are valid JSON, but only one of the values can be read. They are refused if such a value
-    is used.
+    Objects with a repeated key are valid JSON, but only one of the values can be read. They are rejected if one of
+    these values is used.
 
     Args:
         line: the line.
-        used: keys whose values are used, if the object has them; without keys nothing is compared, which is faster.
+        used: keys whose values are used, if the object has them. If there are none, repeated keys are not detected,
+            which is faster.
 
     Raises:
-        ValueError: the line is not a JSON object, or repeats a key that is used or inside a used value; the message
-            completes a sentence such as "line 3 ...".
+        ValueError: the line is not a JSON object, or it repeats a key that is used or that is inside a used value; the
+            message completes a sentence such as "line 3 ...".
     """
     try:
         record = (_DECODER if used else _PLAIN_DECODER).decode(line)

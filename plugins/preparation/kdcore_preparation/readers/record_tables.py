@@ -48,7 +48,7 @@ class RecordTable:
         return len(self.numbers)
 
     def place(self, record: int) -> str:
-        """Return the position of a record as words, such as "line 3"."""
+        """Return the position of a record in words, such as "line 3"."""
         return f"{self.unit} {self.numbers[record]}"
 
 
@@ -91,9 +91,9 @@ def read_records(
 ) -> RecordTable:
     """Read columns of a file in the format given by its suffix.
 
-    Tab-separated values are never quoted; comma-separated values may be quoted, also over several lines. Rows merged
-    by a stray quote are refused. Invalid UTF-8 and halves of surrogate pairs become U+FFFD. Both, and records that span
-    several lines, are counted in `report`.
+    Tab-separated values are never quoted; comma-separated values may be quoted and may then span several lines. Rows
+    merged by a stray quote are rejected. Invalid UTF-8 and halves of surrogate pairs become U+FFFD. These repairs are
+    counted in `report`, as are records that span several lines.
 
     Args:
         path: the file.
@@ -141,10 +141,10 @@ def read_records(
 
 
 def require_columns(where: str, present: Sequence[str], needed: Sequence[str]) -> None:
-    """Require columns of a file, each of them once.
+    """Require that a file contains each of these columns exactly once.
 
     Raises:
-        DataError: a column is missing, and the message lists those that exist; or it occurs several times.
+        DataError: a column is missing (the message lists the existing columns), or it occurs several times.
     """
     for column in needed:
         if column not in present:

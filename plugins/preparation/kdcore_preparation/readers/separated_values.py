@@ -40,7 +40,7 @@ def split_records(lines: Iterator[str], delimiter: str) -> Iterator[TableRow]:
 
 
 def quoted_records(lines: Iterator[str], delimiter: str, where: str, hint: str = QUOTES_HINT) -> Iterator[TableRow]:
-    """Yield records whose fields may be in double quotes (RFC 4180), also over several lines; skip blank lines.
+    """Yield records whose fields may be quoted (RFC 4180) and may then span several lines; skip blank lines.
 
     Args:
         lines: the lines of the file.
@@ -84,7 +84,8 @@ def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where:
         hint: how to repair a stray quote.
 
     Raises:
-        DataError: a quote merges the header with other rows, it has another separator, or a column occurs twice.
+        DataError: a quote merges the header with other rows, or the header has another separator or contains a column
+            twice.
     """
     if header.lines and all(len(line.split(delimiter)) == len(header.values) for line in header.lines):
         raise _merged(where, header, "header", hint)
@@ -107,10 +108,10 @@ def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where:
 class MergedRows:
     """Detect rows that a stray quote merges into one field of a record.
 
-    A record of several lines is refused if most of its lines, except the line of its own row, are rows by themselves:
-    they have as many fields as the header, and a label that is known or that occurs in single-line rows, or any number
-    if labels are numbers. Without labels to compare with, only records of at least ten lines are refused. In files with
-    a single column, every line of a text looks like a row, so no record is refused.
+    A record of several lines is rejected if most of its lines, apart from the record's own row, look like rows. Such a
+    line has as many fields as the header and a label that is known or that occurs in single-line rows; if labels are
+    numbers, any number is accepted as a label. If there are no labels to compare, only records of at least ten lines
+    are rejected. In files with a single column, every line of a text looks like a row, so no record is rejected.
 
     Args:
         where: the file.

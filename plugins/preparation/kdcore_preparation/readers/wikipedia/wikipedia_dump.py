@@ -99,7 +99,7 @@ class DumpPart:
         self._end = part.end
 
     def pages(self) -> Iterator[bytes]:
-        """Yield each page, `<page>` to `</page>`.
+        """Yield each page, from `<page>` to `</page>`.
 
         Raises:
             DataError: the dump is damaged or ends too early; all complete pages before the damage have been yielded.

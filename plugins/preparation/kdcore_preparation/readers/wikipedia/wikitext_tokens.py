@@ -193,7 +193,7 @@ def _skip(tokens: list[Any], place: int, kinds: _Kinds) -> tuple[int, int]:
 def _length(
     token: _Token, kind: type, tokens: list[Any], place: int, markups: list[_Token], kinds: _Kinds
 ) -> tuple[int, int]:
-    """Return the number of characters of a token whose length varies, and the position of the next one.
+    """Return the number of characters of a token whose length varies, and the position of the next token.
 
     The name of a tag that is written as markup, such as `b` for three quotes, is a token but does not occur in the
     source.
