@@ -8,8 +8,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client slurm-wlm-basic-plugins slurmdbd slurm-wlm-mysql-plugin \
 	mariadb-server
 
-.PHONY: help setup demo test test-browser test-docs test-faults test-mutations test-install test-resume test-slurm \
-	test-recipes bench test-gpu bench-gpu docs release coverage wheelhouse lint clean
+.PHONY: help setup demo test test-browser test-docs test-faults test-mutations test-install test-processes test-resume \
+	test-slurm test-recipes bench test-gpu bench-gpu docs release coverage wheelhouse lint clean
 
 help:
 	@echo "make demo           distil a real teacher on real text and compare teacher and student, in minutes on two CPU cores"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-mutations damage every stored file 1,000 times and check what is made of it (half an hour)"
 	@echo "make test-install   build all wheels and install them into new environments (minutes, 3 GB, a package index)"
 	@echo "make test-docs      tutorials and packages of the documentation, step by step; the site, if it is built (ten minutes)"
+	@echo "make test-processes train in several processes, on one machine and in local jobs (ten minutes)"
 	@echo "make test-resume    resume with every precision, ZeRO stage and pair of process counts; prints a table (ten minutes)"
 	@echo "make test-browser   the comparison page in a real Chromium, which it installs (root, Debian)"
 	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
@@ -50,7 +51,11 @@ demo: setup
 	$(BIN)/kdcore compare runs/quickstart/1 --html runs/quickstart/page.html
 
 test: setup lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGUMENTS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not processes" $(PYTEST_ARGUMENTS)
+
+# Tests of tests/integration and of packages that start processes which train. `-m "processes and sample"` runs a part.
+test-processes: setup
+	$(BIN)/pytest --numprocesses 2 -m processes tests/integration plugins/embeddings/tests $(PYTEST_ARGUMENTS)
 
 # What disturbs whole processes and disks. What needs a mount is skipped where one may not.
 test-faults: setup
@@ -138,7 +143,7 @@ release: setup
 coverage: setup
 	$(BIN)/pip install --quiet coverage==7.17.5
 	rm -rf .cache/coverage
-	$(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_ARGUMENTS)
+	$(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not processes" $(PYTEST_ARGUMENTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --sort=cover
 

@@ -572,6 +572,8 @@ LAUNCH = (
 )
 
 
+@pytest.mark.processes
+@pytest.mark.sample
 def test_two_processes_give_the_same_answers(materials, offline, packages, tmp_path):
     packages.install("each-row", {"kdcore.commands:each_row": "each_row:EachRow"}, {"each_row.py": EACH_ROW})
     recipes = dict.fromkeys(COMPONENT_ROWS, RECIPE) | dict.fromkeys([*MODEL_ROWS, *TWO_PROCESSES_ROWS], MODEL_RECIPE)

@@ -228,6 +228,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
+@pytest.mark.processes
 def test_processes_whose_clocks_differ_by_minutes_stop_at_the_same_step(small_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(CLOCKS_APART, encoding="utf-8")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -93,7 +93,11 @@ def test_a_stored_run_ends_like_the_undisturbed_one(name, tmp_path, cache):
     check_end(run, name, 0 if golden.is_the_writing_processor() else ELSEWHERE)
 
 
-@pytest.mark.parametrize("name", golden.TWO_PROCESSES)
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.sample if "bf16" in name else ()) for name in golden.TWO_PROCESSES],
+)
 def test_a_stored_run_of_two_processes_ends_like_the_undisturbed_one(name, tmp_path):
     run = golden.copy_golden(name, tmp_path)
     assert "continued from step-0000004" in train(run, 2, EVERY_STEP)

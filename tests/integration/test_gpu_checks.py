@@ -106,6 +106,7 @@ def test_waits_are_forbidden_between_rows_only(setting: Any, monkeypatch: pytest
     assert modes == [("default", 2), ("error", 2), ("default", 4), ("default", 4)]
 
 
+@pytest.mark.processes
 def test_resumed_runs_equal_undisturbed_ones(run_check: Callable[[str], dict[str, Any]]) -> None:
     values = run_check("resume")
     assert values["runs"]["fp32-0"] == {"equal_weights": True, "loss_difference": 0.0}

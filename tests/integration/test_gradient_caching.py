@@ -75,7 +75,16 @@ def assert_equal_runs(one: Path, other: Path, rtol: float, atol: float) -> None:
             torch.testing.assert_close(mine[name], weight, rtol=0, atol=atol, msg=lambda text, name=name: name + text)
 
 
-@pytest.mark.parametrize(("processes", "size"), [(1, 8), (1, 4), (1, 2), (2, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("processes", "size"),
+    [
+        (1, 8),
+        (1, 4),
+        (1, 2),
+        pytest.param(2, 4, marks=pytest.mark.processes),
+        pytest.param(2, 2, marks=[pytest.mark.processes, pytest.mark.sample]),
+    ],
+)
 def test_with_caching_every_split_gives_the_run_of_one_micro_batch(
     train: Callable[..., Path], processes: int, size: int
 ) -> None:
@@ -106,6 +115,7 @@ def test_dropout_is_the_same_in_both_forward_passes(train: Callable[..., Path], 
     )
 
 
+@pytest.mark.processes
 def test_in_bf16_at_zero_stage_1_the_split_matters_no_more_than_rounding(train: Callable[..., Path]) -> None:
     """bf16 has 8 bits of precision; without caching the losses differ by much more (see the test on fp32)."""
     half = ["training.precision=bf16", "training.zero_stage=1", CACHING]
@@ -145,7 +155,8 @@ def test_in_fp16_cached_gradients_have_the_loss_scale(train: Callable[..., Path]
     assert norms[1] == pytest.approx(norms[0], rel=5e-2)
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.processes
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.sample)])
 def test_zero_shards_the_gradients_of_the_losses_own_parameters_too(train: Callable[..., Path], stage: int) -> None:
     """Updates need gradients of every micro-batch of the losses' parameters, on all processes."""
     whole = train("whole", 1)
@@ -179,6 +190,7 @@ def test_with_two_teachers_each_coupled_loss_reads_its_own(
     assert_equal_runs(train("split", 1, *teachers, CACHING, "training.micro_batch_size=4"), whole, 2e-5, 2e-6)
 
 
+@pytest.mark.processes
 def test_logits_and_tokens_are_gathered_as_well(train: Callable[..., Path], tmp_path: Path) -> None:
     """A loss on the mean of all tokens and of all predictions, which no sum over micro-batches can give."""
     (tmp_path / "mean.py").write_text(MEAN, encoding="utf-8")
@@ -222,6 +234,7 @@ class Mean(Loss):
 """
 
 
+@pytest.mark.processes
 def test_resuming_with_another_split_is_refused_without_caching_only(
     small_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

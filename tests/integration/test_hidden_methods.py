@@ -102,6 +102,7 @@ def test_memory_and_learned_map_are_resumed_exactly(
     assert end["losses.contrastive.memory.embeddings"].dtype == torch.float32
 
 
+@pytest.mark.processes
 def test_two_processes_share_one_memory(train: Callable[..., RunResult], small_recipe: Path) -> None:
     """Each sees half of every micro-batch of the one process, and has the same losses from the same memory."""
     common = ["losses.hidden_mse=null", CONTRASTIVE, "validation.every=3", "checkpoints.every=3"]

@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.processes
+
 CRASH = """
 import os
 import signal
@@ -47,6 +51,7 @@ class CrashOnce(Loss):
 """
 
 
+@pytest.mark.sample
 def test_a_crashed_job_starts_again_and_comes_back_finished(small_recipe: Path, tmp_path: Path):
     (tmp_path / "crash.py").write_text(CRASH, encoding="utf-8")
     overrides = ["imports=[crash.py]", "losses={crash_once: {}}", "checkpoints.every=2", "profile.processes_per_node=2"]

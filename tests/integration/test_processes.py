@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 # Things that happen to a run in the middle of a step, at the same place each time.
 EVENTFUL = """
 import os
@@ -103,6 +105,7 @@ def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.sample
 def test_wrong_input_is_told_once_and_ends_with_2(train, tmp_path):
     done = train("losses.hidden_mse.layers=[[9, 1]]")
     assert done.returncode == 2
@@ -124,6 +127,7 @@ def test_a_killed_process_is_the_machines_failure_and_ends_with_1(train):
     assert "error: process 1 was killed by signal SIGKILL" in errors(done)
 
 
+@pytest.mark.sample
 def test_an_interrupted_run_ends_with_130_and_the_next_start_continues_it(train, tmp_path):
     done = train(*EVENTS, event="interrupt")
     assert done.returncode == 130, done.stderr

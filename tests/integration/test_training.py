@@ -126,7 +126,8 @@ def test_the_first_loss_is_the_definition_computed_by_hand(
     assert logged == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.processes
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.sample)])
 def test_neither_processes_nor_micro_batches_change_the_losses(
     train: Callable[..., RunResult],
     train_in_processes: Callable[..., subprocess.CompletedProcess[str]],
@@ -146,6 +147,7 @@ def test_neither_processes_nor_micro_batches_change_the_losses(
     np.testing.assert_allclose(norms[2], norms[0], rtol=1e-4)
 
 
+@pytest.mark.processes
 def test_torchrun_starts_it_too(train: Callable[..., RunResult], small_recipe: Path) -> None:
     reference = train("run.id=one").folder
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -410,6 +412,7 @@ def test_a_ruined_run_is_neither_checkpointed_nor_exported(train: Callable[..., 
     assert not list((tmp_path / "runs" / "small" / "1").glob("checkpoints/step-*"))
 
 
+@pytest.mark.processes
 def test_a_resume_that_cannot_be_leaves_the_run_folder_as_it_was(
     train: Callable[..., RunResult], train_in_processes: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -38,7 +38,10 @@ def stored(
     return tmp_path / "runs" / "small" / "1", code, marker
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(one, marks=pytest.mark.processes if one == "evaluate" else ()) for one in COMMANDS],
+)
 def test_imports_of_a_run_folder_are_skipped_with_a_warning_or_allowed(
     stored: tuple[Path, Path, Path],
     command: str,

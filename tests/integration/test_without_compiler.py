@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 RUN = Path("runs", "small", "1")
 COMMAND = [sys.executable, "-m", "kdcore.commands.main"]
 THREE_STEPS = """
@@ -57,6 +59,7 @@ def test_every_command_of_one_process_works(run, small_recipe, tmp_path):
     assert "optimizer" in run(*COMMAND, "profile", str(small_recipe)).stdout
 
 
+@pytest.mark.sample
 def test_two_processes_train_in_bf16(run, small_recipe, tmp_path):
     """Half precision and several processes each have an optimizer of DeepSpeed's that could compile an operator."""
     bf16 = ["training.precision=bf16", "training.zero_stage=1"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SUITES = ("test", "test-browser", "test-docs", "test-faults", "test-resume", "test-slurm")
+SUITES = ("test", "test-processes", "test-browser", "test-docs", "test-faults", "test-resume", "test-slurm")
 FLAKY = """
 import pathlib
 

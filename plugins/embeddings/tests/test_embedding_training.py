@@ -277,6 +277,8 @@ def test_mistakes_are_named_before_anything_is_written(
     assert not (folder / "runs/sentences/wrong").exists()
 
 
+@pytest.mark.processes
+@pytest.mark.sample
 def test_coupled_losses_over_two_processes_and_several_micro_batches_are_those_of_one(
     folder: Path, sentence_folder: Path, some_texts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
