@@ -6,21 +6,21 @@ import re
 from collections import Counter
 from typing import Any
 
+
+def _replace(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+_LINE_ENDS, _NONCHARACTERS = r"\x{b}\x{c}\x{1c}-\x{1e}\x{85}", r"\x{fdd0}-\x{fdef}\x{fffe}\x{ffff}"
 # The cleaning of raw and labelled texts before they are tokenised, as normalizers: line ends become newlines, control
 # characters and noncharacters are removed, letters are composed.
 _CLEANING: list[dict[str, Any]] = [
-    {
-        "type": "Replace",
-        "pattern": {"Regex": r"\r\n|[\r\x{b}\x{c}\x{1c}-\x{1e}\x{85}\x{2028}\x{2029}]"},
-        "content": "\n",
-    },
-    {
-        "type": "Replace",
-        "pattern": {"Regex": r"[\x{0}-\x{8}\x{e}-\x{1f}\x{7f}-\x{9f}\x{feff}\x{fdd0}-\x{fdef}\x{fffe}\x{ffff}]"},
-        "content": "",
-    },
+    _replace(r"\r\n|[\r" + _LINE_ENDS + r"\x{2028}\x{2029}]", "\n"),
+    _replace(r"[\x{0}-\x{8}\x{e}-\x{1f}\x{7f}-\x{9f}\x{feff}" + _NONCHARACTERS + "]", ""),
     {"type": "NFC"},
 ]
+# What is left of it before the normalizer of uncased BERT models, which removes other control characters and accents.
+_BERT_CLEANING = [_replace(f"[{_LINE_ENDS}]", "\n"), _replace(f"[{_NONCHARACTERS}]", "")]
 _STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
 
 
@@ -37,8 +37,8 @@ def with_cleaning(content: dict[str, Any], *, strip: bool) -> dict[str, Any]:
     """
     content = without_cleaning(content)
     own = [] if content["normalizer"] is None else [content["normalizer"]]
-    block = {"type": "Sequence", "normalizers": [*_CLEANING, *([_STRIP] if strip else [])]}
-    content["normalizer"] = {"type": "Sequence", "normalizers": [block, *own]}
+    cleaning = _BERT_CLEANING if _is_uncased_bert(content) else [*_CLEANING, *([_STRIP] if strip else [])]
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": cleaning}, *own]}
     if (divided := _special_pieces_divided(content)) is not None:
         own = [] if content["pre_tokenizer"] is None else [content["pre_tokenizer"]]
         content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*own, divided]}
@@ -48,13 +48,20 @@ def with_cleaning(content: dict[str, Any], *, strip: bool) -> dict[str, Any]:
 def without_cleaning(content: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a tokenizer.json without what `with_cleaning` adds."""
     content = dict(content)
-    first, *own = (content["normalizer"] or {}).get("normalizers") or [None]
-    if first is not None and first.get("normalizers", [])[: len(_CLEANING)] == _CLEANING:
+    first, *own = (content["normalizer"] or {}).get("normalizers") or [{}]
+    if any(first.get("normalizers", [])[: len(added)] == added for added in (_CLEANING, _BERT_CLEANING)):
         content["normalizer"] = own[0] if own else None
     *own, last = (content["pre_tokenizer"] or {}).get("pretokenizers") or [None]
     if last is not None and last == _special_pieces_divided(content):
         content["pre_tokenizer"] = own[0] if own else None
     return content
+
+
+def _is_uncased_bert(content: dict[str, Any]) -> bool:
+    """Return whether the tokenizer cleans texts, removes accents and separates words at white space, as BERT does."""
+    bert, words = content["normalizer"] or {}, content["pre_tokenizer"] or {}
+    both = (bert.get("type"), words.get("type")) == ("BertNormalizer", "BertPreTokenizer")
+    return bool(both and bert["clean_text"] and bert["lowercase" if bert["strip_accents"] is None else "strip_accents"])
 
 
 def _special_pieces_divided(content: dict[str, Any]) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,32 @@ def test_the_normalizers_clean_every_character_as_training_does(strip: bool) -> 
             bars = ("", "") if strip else ("|", "|")
             raw = text.join(bars)
             assert normalizer.normalize_str(raw) == clean_text(raw, Counter()), hex(point)
+
+
+@pytest.mark.parametrize("own", [{}, {"lowercase": False, "strip_accents": True}])
+def test_berts_words_of_any_text_are_those_of_the_cleaned_text(own: dict[str, Any]) -> None:
+    backend = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(**own)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    content = json.loads(backend.to_str())
+    cleaned = with_cleaning(content, strip=True)
+    assert without_cleaning(cleaned) == content
+    assert with_cleaning(cleaned, strip=False) == cleaned
+    block = with_cleaning({**content, "normalizer": None}, strip=True)["normalizer"]["normalizers"][0]
+    earlier = {"type": "Sequence", "normalizers": [block, content["normalizer"]]}
+    assert with_cleaning({**content, "normalizer": earlier}, strip=True) == cleaned, "exports with the whole cleaning"
+    assert not re.search('"NFC"|"Strip"', json.dumps(cleaned)), "slow, and done by BERT's own normalizer"
+    normalizer = Tokenizer.from_str(json.dumps(cleaned)).normalizer
+
+    def words(text: str) -> list[str]:
+        return [word for word, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(text)]
+
+    for point in [*range(0x2100), *range(0xF900, 0xFFFF + 1), 0x1F600]:
+        character = chr(point)
+        text = f"a{character}b {character} A\u0301{character}\u0301"
+        for raw in (text, unicodedata.normalize("NFD", text)):
+            expected = words(backend.normalizer.normalize_str(clean_text(raw, Counter())))
+            assert words(normalizer.normalize_str(raw)) == expected, hex(point)
 
 
 def test_spelled_special_tokens_are_text_to_any_unigram_model(tmp_path: Path) -> None:
@@ -131,7 +158,12 @@ def test_white_space_beside_an_added_word_stays(tmp_path: Path) -> None:
 def test_cleaning_is_added_once_and_can_be_removed() -> None:
     bare = json.loads(byte_level().backend_tokenizer.to_str())
     own = {**bare, "normalizer": json.loads(normalizers.Lowercase().__getstate__())}
-    for content in (bare, own, json.loads(unigram([("▁", -1.0), ("a", -1.0)]).backend_tokenizer.to_str())):
+    bert = {**bare, "normalizer": json.loads(normalizers.BertNormalizer().__getstate__())}
+    bert["pre_tokenizer"] = {"type": "BertPreTokenizer"}
+    cased = {**bert, "normalizer": {**bert["normalizer"], "lowercase": False}}
+    composing = Tokenizer.from_str(json.dumps(with_cleaning(cased, strip=True))).normalizer
+    assert composing.normalize_str("A\u0301") == "\u00c1", "cased models keep accents"
+    for content in (bare, own, cased, json.loads(unigram([("▁", -1.0), ("a", -1.0)]).backend_tokenizer.to_str())):
         cleaned = with_cleaning(content, strip=True)
         assert with_cleaning(cleaned, strip=False) == with_cleaning(content, strip=False) != cleaned
         assert without_cleaning(cleaned) == without_cleaning(content) == content
