@@ -19,7 +19,7 @@ class JobInfo:
     """A job as reported by `scontrol show job`.
 
     Attributes:
-        state: its state, such as `PENDING`, `RUNNING`, `COMPLETING`, `FAILED`.
+        state: state of the job, such as `PENDING`, `RUNNING`, `COMPLETING`, `FAILED`.
         restarts: number of requeues.
         exit_code: exit code of its batch script.
         signal: signal that ended its batch script; SLURM also sets it if it could not open the job's files.

@@ -387,7 +387,7 @@ class BudgetBertForSequenceClassification(BudgetBertPreTrainedModel):
     def forward(
         self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> SequenceClassifierOutput:
-        """Classify; arguments and outputs are those of transformers' BERT."""
+        """Classify texts; arguments and outputs match those of transformers' BERT."""
         outputs = self.bert(input_ids, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None

@@ -54,8 +54,8 @@ def import_command(text: str, source: str, shards: int | None = None) -> str:
     put_logging(draft)
     leave_out_the_rest(draft)
     draft.approximate(
-        "shares of the budget (validation, exports, losses) are of steps or hours, whichever are used up most; there "
-        "of the hours alone"
+        "shares of the budget (validation, exports, losses) refer to the steps or the hours, whichever are used up "
+        "most; in the source, they refer to the hours only"
     )
     draft.finish()
     _check(draft)

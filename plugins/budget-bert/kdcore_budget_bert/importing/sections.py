@@ -89,7 +89,7 @@ def put_models(draft: Draft) -> None:
         draft.flag("layernorm_embedding", "student.config.embedding_norm")
     if draft.value("model_type") == "bert-mlm-roberta":
         draft.approximate(
-            "the same encoder as bert-mlm, also in the source; the tokenizer is that of the data", "model_type"
+            "the same encoder as bert-mlm, also in the source; the data's tokenizer is used", "model_type"
         )
     for name in _SIZES:
         draft.flag(name, f"student.config.{name}")
@@ -101,7 +101,7 @@ def put_models(draft: Draft) -> None:
     if copies and not is_bert:
         draft.refuse(
             "student_initialize",
-            "without a folder it means the teacher's own blocks, and a student of this form cannot take those of a "
+            "without a folder, the teacher's blocks are copied, but a student of this form cannot use the blocks of a "
             f"BERT: {draft.as_given(*form)}",
             hint="Name a folder, leave the flag out, or let the student be a BERT: --encoder_ln_mode post-ln, "
             "--layer_norm_type pytorch, --layernorm_embedding.",
@@ -116,7 +116,7 @@ def _refuse_what_is_not_wanted(draft: Draft) -> None:
         draft.refuse("add_nsp", NO_NSP, hint="Leave it out.")
     if draft.value("aug"):
         draft.refuse("aug", NO_AUGMENTATION, hint="Leave it out.")
-    draft.leave_out("as kdcore always does it", "aug", "add_nsp")
+    draft.leave_out("kdcore always behaves this way", "aug", "add_nsp")
 
 
 def _put_initialize(draft: Draft, copies: bool) -> None:
@@ -131,8 +131,8 @@ def _put_initialize(draft: Draft, copies: bool) -> None:
     elif draft.value("student_initialize") is not None:
         draft.flag("student_initialize", "student.initialize.from")
         draft.approximate(
-            "a Hugging Face folder whose sizes are those of `student.config`. Checkpoints that the source's own code "
-            "wrote have other names for their weights, and cannot be read",
+            "a Hugging Face folder with the sizes in `student.config`. Checkpoints written by the source's own code "
+            "cannot be read, because their weights have other names",
             "student_initialize",
         )
 
@@ -173,7 +173,7 @@ def put_losses(draft: Draft) -> None:
         draft.problems.append(Problem("the flag is missing", draft.where("distillation"), "--method", METHODS))
         return
     draft.approximate(
-        "padding never counts, and the teacher has no dropout; in the source's code it is otherwise", "method"
+        "padding is never counted, and the teacher has no dropout; the source's code differs in both", "method"
     )
     layers = _layers(draft, method)
     for loss, keys in _LOSSES[method].items():
@@ -186,7 +186,7 @@ def put_losses(draft: Draft) -> None:
     elif several and "hidden_mse" in _LOSSES[method]:
         draft.approximate("the source's code uses only the last pair of hidden states; kdcore uses all pairs", "method")
     draft.leave_out(
-        "has no effect: there the last blocks are compared", *(["layer_selection"] if layers == "last" else [])
+        "has no effect: the source compares the last blocks", *(["layer_selection"] if layers == "last" else [])
     )
 
 

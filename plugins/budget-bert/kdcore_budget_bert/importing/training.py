@@ -190,10 +190,10 @@ def _put_checkpoints(draft: Draft, shards: Shards) -> None:
     else:
         draft.put("checkpoints.every", {"minutes": 30}, "num_epochs_between_checkpoints")
         draft.approximate(
-            "none on the way; a checkpoint every half hour costs little and is what an interrupted run continues from",
+            "the source saves none during training; checkpoints every half hour let an interrupted run resume",
             "num_epochs_between_checkpoints",
         )
-    draft.approximate("the last `checkpoints.keep` checkpoints are kept (2 if it is not stated); there all are")
+    draft.approximate("the last `checkpoints.keep` checkpoints are kept (2 by default); the source keeps all")
     draft.leave_out(
         "the same command continues the run; the source's checkpoints cannot be read",
         "load_training_checkpoint",

@@ -206,7 +206,7 @@ class UnitWriter:
         self._append(split, (rows, batch.lengths.astype(np.int32)), masks)
 
     def _checked_rows(self, batch: TokenizedSequences) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Return padded rows, and a mask of the positions that hold a token."""
+        """Return padded rows, and a mask of the positions that contain a token."""
         count, width = batch.tokens.shape
         ids, room = self._ids, self._data.sequence_length
         if width > room and batch.lengths.max(initial=0) > room:

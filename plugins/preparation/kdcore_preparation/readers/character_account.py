@@ -109,7 +109,7 @@ class CharacterAccount(dict[str, CharacterStage]):
     """
 
     def stage(self, name: str) -> CharacterStage:
-        """Return a stage; a new one follows those that exist."""
+        """Return a stage; a new stage is added after the existing ones."""
         return self.setdefault(name, CharacterStage())
 
     def add(self, other: Mapping[str, CharacterStage]) -> None:

@@ -122,7 +122,7 @@ class Hdf5Corpus(FileCorpus):
 
 
 def _split(name: str) -> Literal["train", "held_out"] | None:
-    """Return the split given by a file name, such as `train_shard_7.hdf5` or `books_wiki_en_corpus_test_3.hdf5`."""
+    """Return the split for a file name, such as `train_shard_7.hdf5` or `books_wiki_en_corpus_test_3.hdf5`."""
     if name.startswith("train"):
         return "train"
     if name.startswith(("test", "valid")):

@@ -20,7 +20,7 @@ from kdcore_preparation.readers.input_streams import UNPACKING_ERRORS, Bzip2Stre
 _GZIP = b"\x1f\x8b"
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or a skippable frame
 BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
-"""First bytes of a bzip2 stream; the second form is that of an empty stream."""
+"""First bytes of a bzip2 stream; the second alternative matches an empty stream."""
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 """Byte order marks of UTF-16; UTF-32 begins with the first, too."""

@@ -109,6 +109,6 @@ def _closing(name: str) -> re.Pattern[str]:
 
 @cache
 def _separator(variants: tuple[str, ...]) -> re.Pattern[str]:
-    """Match the semicolons that separate alternatives: only those before a variant, not those of text or entities."""
+    """Match the semicolons that separate alternatives (before a variant), not semicolons in text or entities."""
     codes = "|".join(sorted(map(re.escape, variants), reverse=True))
     return re.compile(rf";(?=\s*(?:(?:{codes})\s*:|[^;]*?=>\s*(?:{codes})\s*:|\Z))", re.IGNORECASE)

@@ -432,7 +432,7 @@ def ship(prefix: str) -> Rule:
 
 
 def named_variants(*names: str, between: str = "; ") -> Rule:
-    """Return the rule that joins those of the named arguments that are present."""
+    """Return the rule that joins the named arguments that are present."""
 
     def rule(arguments: TemplateArguments) -> str:
         return between.join(dict.fromkeys(filter(None, (arguments.get(name) for name in names))))
