@@ -157,7 +157,7 @@ def test_broken_and_outdated_ones_are_told_apart_and_harm_nobody(environment, re
 
     rest = "scheduler=null", corpus
     error = environment.refused("losses.cosine_hidden.name=kdcore-old:cosine_hidden", *rest)
-    assert SAID["the package is for another kdcore"].partition("`")[0] in error
+    assert SAID["the package is for another version of kdcore"].partition("`")[0] in error
     assert f"built for plugin API 0, but kdcore {kdcore.__version__} supports 1 and 2" in error
     error = environment.refused("losses.cosine_hidden.name=kdcore-broken:cosine_hidden", *rest)
     assert SAID["the package fails while it is imported"] in error
