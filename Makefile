@@ -55,7 +55,8 @@ test: setup lint
 
 # Tests of tests/integration and of packages that start processes which train. `-m "processes and sample"` runs a part.
 test-processes: setup
-	$(BIN)/pytest --numprocesses 2 -m processes tests/integration plugins/embeddings/tests $(PYTEST_ARGUMENTS)
+	$(BIN)/pytest --numprocesses 2 -m processes tests/integration \
+		plugins/embeddings/tests plugins/supervised/tests plugins/teacher-cache/tests $(PYTEST_ARGUMENTS)
 
 # What disturbs whole processes and disks. What needs a mount is skipped where one may not.
 test-faults: setup

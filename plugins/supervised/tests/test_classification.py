@@ -154,6 +154,8 @@ def test_a_fine_tuned_student_is_scored_exported_and_predicts(
     assert "majority-class baseline" in shown
 
 
+@pytest.mark.processes
+@pytest.mark.sample
 def test_training_scores_and_predictions_do_not_depend_on_processes(
     train: Callable[..., RunResult], recipe: Path
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_tagger_is_scored_exported_and_predicts(train: Callable[..., RunResult
     assert rows["held-out accuracy"].endswith(f"; without the text: {outside:.4f}")
 
 
+@pytest.mark.processes
 def test_training_and_scores_do_not_depend_on_processes(train: Callable[..., RunResult], recipe: Path) -> None:
     one = train("run.id=one").folder
     assert main(["train", str(recipe), "run.id=two", "training.micro_batch_size=2", "--processes", "2"]) == 0

@@ -146,6 +146,8 @@ def test_a_resumed_run_continues_with_the_same_losses(project: Path, cached: Any
     assert {key: found[key] for key in cached} == cached
 
 
+@pytest.mark.processes
+@pytest.mark.sample
 def test_two_processes_log_the_losses_of_the_live_teacher(project: Path, live: Any) -> None:
     command = ["train", "recipe.yaml", "--processes", "2", "run.id=two", "teacher.cache=cache"]
     subprocess.run([sys.executable, "-m", "kdcore", *command], check=True, capture_output=True)
@@ -229,6 +231,7 @@ def test_a_run_that_only_a_removed_cache_describes_is_summarised_without_its_tea
     assert f"only the cache {project / 'only'} describes the teacher, and it does not exist" in after["not shown"]
 
 
+@pytest.mark.processes
 def test_two_processes_write_the_bytes_of_one(project: Path) -> None:
     command = ["teacher", "cache", "recipe.yaml", "parallel", "--processes", "2"]
     subprocess.run([sys.executable, "-m", "kdcore", *command], check=True, capture_output=True)
