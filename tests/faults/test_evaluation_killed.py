@@ -64,7 +64,7 @@ def test_a_stopped_evaluation_goes_on_without_repeating_a_finished_trial(
     assert 1 <= len(finished) < 3
     again = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=500, check=False)
     assert again.returncode == 0, again.stderr
-    assert f"{len(finished)} of 3 trials are finished already" in again.stderr
+    assert f"{len(finished)} of 3 trials are already finished" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert all(folder.joinpath("train.log").read_text(encoding="utf-8") == text for folder, text in logs.items())
     lines = (project / "evaluations" / "tiny" / "results.jsonl").read_text(encoding="utf-8").splitlines()

@@ -24,5 +24,5 @@ def test_fine_tunings_run_as_jobs_and_are_not_sent_twice(cluster, sender, teache
         assert [json.loads(line)["event"] for line in history] == ["submitted", "start", "end"]
     again = sender.kdcore("evaluate", str(teacher_folder), "--on", "suite.yaml", *profile)
     assert again.returncode == 0, again.stderr
-    assert "2 of 2 trials are finished already" in again.stderr
+    assert "2 of 2 trials are already finished" in again.stderr
     assert len(list((folder / "sweeps").iterdir())) == 1

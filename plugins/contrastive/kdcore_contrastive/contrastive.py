@@ -101,7 +101,7 @@ class Contrastive(Loss):
             False, description="Draw negatives from other classes only; requires data with the column `labels`."
         )
         embedding_size: int = Field(128, ge=1, description="Width of the embeddings.")
-        temperature: float = Field(0.07, gt=0, description="Temperature tau; divides similarities.")
+        temperature: float = Field(0.07, gt=0, description="Temperature tau, which divides similarities.")
         momentum: float = Field(
             0.5, ge=0, lt=1, description="Weight of the old value when a row of the memory is updated."
         )

@@ -154,7 +154,7 @@ class SimilarityLoss(_CoupledEmbeddings):
         """Keys of a `similarity` entry."""
 
         distance: Literal["kl", "mse"] = Field("kl", description="Distance of the similarities.")
-        temperature: float = Field(0.05, gt=0, description="Temperature T of `kl`; divides cosines.")
+        temperature: float = Field(0.05, gt=0, description="Temperature T of `kl`, which divides cosines.")
 
     config: Config
     function = staticmethod(similarity)
@@ -199,7 +199,7 @@ class InfoNCELoss(_CoupledEmbeddings):
     class Config(MatryoshkaConfig):
         """Keys of an `info_nce` entry."""
 
-        temperature: float = Field(0.05, gt=0, description="Temperature T; divides cosines.")
+        temperature: float = Field(0.05, gt=0, description="Temperature T, which divides cosines.")
 
     config: Config
     function = staticmethod(info_nce)

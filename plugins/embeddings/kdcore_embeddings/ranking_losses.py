@@ -200,7 +200,7 @@ class ListwiseKLLoss(_GroupScores):
     class Config(RankingConfig):
         """Keys of a `listwise_kl` entry."""
 
-        temperature: float = Field(1.0, gt=0, description="Temperature T; divides the scores.")
+        temperature: float = Field(1.0, gt=0, description="Temperature T, which divides the scores.")
 
     config: Config
     function = staticmethod(listwise_kl)

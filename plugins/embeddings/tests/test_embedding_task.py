@@ -504,10 +504,10 @@ def test_mistakes_of_groups_are_named(make: Callable[..., Embeddings], groups_fi
     with pytest.raises(InputError, match=r"no groups to train on; 6 groups with too few|no groups to train on"):
         make(data={"train": groups_file, **KEYS, "num_negatives": 9})
     for keys, message in [
-        ({"query": "q"}, "`query` and `positive` belong together"),
+        ({"query": "q"}, "`query` and `positive` must be set together"),
         ({"negatives": "n"}, "`negatives` needs `query` and `positive`"),
-        ({"query": "q", "positive": "p", "text": "t"}, "`text` and `query` exclude each other"),
-        ({"query": "q", "positive": "p", "translations": "t"}, "`translations` and `query` exclude each other"),
+        ({"query": "q", "positive": "p", "text": "t"}, "`text` and `query` are mutually exclusive"),
+        ({"query": "q", "positive": "p", "translations": "t"}, "`translations` and `query` are mutually exclusive"),
         ({"translations": ["de", "text"]}, "`translations` contains the column of the texts, `text`"),
         (
             {"query": "q", "positive": "p", "negatives": ["n"], "num_negatives": 2},

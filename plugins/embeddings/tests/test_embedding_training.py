@@ -230,7 +230,7 @@ def test_linear_maps_that_cannot_be_fitted_are_refused(
         with pytest.raises(kdcore.InputError, match=message):
             fit_linear_map(source, SentenceEncoder(str(teacher)), texts, tmp_path / "start")
         assert not (tmp_path / "start").exists()
-    with pytest.raises(kdcore.InputError, match="the folder exists already"):
+    with pytest.raises(kdcore.InputError, match="the folder already exists"):
         fit_linear_map(initial, SentenceEncoder(str(sentence_folder)), some_texts, tmp_path)
 
 

@@ -49,7 +49,7 @@ def test_encoders_that_cannot_be_combined_are_refused(
         with pytest.raises(InputError, match=message):
             write_router(queries, wide, tmp_path / "router")
         assert not (tmp_path / "router").exists()
-    with pytest.raises(InputError, match="the folder exists already"):
+    with pytest.raises(InputError, match="the folder already exists"):
         write_router(wide, wide, tmp_path)
 
 
@@ -77,11 +77,11 @@ def test_embeddings_that_cannot_be_rotated_are_refused(
     (cut / "config_sentence_transformers.json").write_text('{"truncate_dim": 8}', encoding="utf-8")
     for source, texts, message in [
         (sentence_folder, some_texts[:24], r"too few different texts .* \(found 24, expected more than the 24 comp"),
-        (tmp_path / "rotated", some_texts, "embeddings are rotated already"),
-        (cut, some_texts, "embeddings are truncated already"),
+        (tmp_path / "rotated", some_texts, "embeddings are already rotated"),
+        (cut, some_texts, "embeddings are already truncated"),
     ]:
         with pytest.raises(InputError, match=message):
             rotate_embeddings(source, texts, tmp_path / "new")
         assert not (tmp_path / "new").exists()
-    with pytest.raises(InputError, match="the folder exists already"):
+    with pytest.raises(InputError, match="the folder already exists"):
         rotate_embeddings(sentence_folder, some_texts, tmp_path / "rotated")

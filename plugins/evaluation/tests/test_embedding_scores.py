@@ -138,7 +138,7 @@ def test_scores_are_in_the_table_with_intervals_over_texts(
     monkeypatch.chdir(folder)
     assert main(["evaluate", "model", "--on", "suite.yaml"]) == 0
     shown = capsys.readouterr()
-    assert "4 of 4 trials are finished already" in shown.err
+    assert "4 of 4 trials are already finished" in shown.err
     assert "scored: 1 pairs with an empty text left out" in shown.err
     assert "searched nDCG@10" in shown.out
     assert f"{latency * 1e3:.1f} ms" in shown.out

@@ -190,7 +190,7 @@ def test_what_is_finished_is_not_measured_again(
     before = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}
     monkeypatch.chdir(evaluated)
     assert main(["evaluate", "runs/small/1", "--on", "suite.yaml", "seeds=[1]"]) == 0
-    assert "7 of 7 trials are finished already" in capsys.readouterr().err
+    assert "7 of 7 trials are already finished" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")} == before
     assert read_rows(evaluated / "evaluations" / "tiny") == rows
 

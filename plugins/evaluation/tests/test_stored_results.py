@@ -67,7 +67,7 @@ def test_every_trial_of_an_evaluation_is_found_finished(finished: Path, capsys: 
     rows = (results / "results.jsonl").read_text(encoding="utf-8")
     assert len(before) == 14
     assert main(["evaluate", "runs/distillation", "--on", "suite.yaml", "--exports", "all"]) == 0
-    assert "14 of 14 trials are finished already" in capsys.readouterr().err
+    assert "14 of 14 trials are already finished" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in results.glob("cells/*/result.json")} == before
 
     def measured(text: str) -> list[dict[str, object]]:

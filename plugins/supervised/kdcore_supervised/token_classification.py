@@ -75,7 +75,7 @@ class TokenClassification(LabelledTask):
         self._splits = {split: self._sequences(parts, split, report) for split in PARTS}
         if not self.num_samples("train"):
             raise DataError(
-                "the texts to train on contain no words",
+                "the training texts contain no words",
                 key="task.data",
                 hint="name files whose texts have words; texts without any are left out",
             )

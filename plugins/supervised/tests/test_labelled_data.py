@@ -313,7 +313,7 @@ KEYS: list[tuple[dict[str, Any], str]] = [
     ({"train": "x", "text": "t", "label": "l"}, "needs either `labels`"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "b"], "regression": True}, "needs either `labels`"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "a"]}, "names a class twice"),
-    ({"train": "x", "text": "t", "label": "l", "regression": True, "multi_label": True}, "exclude each other"),
+    ({"train": "x", "text": "t", "label": "l", "regression": True, "multi_label": True}, "are mutually exclusive"),
     ({"glue": {"folder": "g", "task": "rte"}, "multi_label": True}, "`multi_label` is defined by GLUE's task"),
     ({"glue": {"folder": "g", "task": "rte"}, "labels": ["a", "b"]}, "`labels` is defined by GLUE's task"),
     ({"train": "x", "text": "t", "label": "l", "labels": ["a", "b"], "validation": "v", "split": {"validation": 0.1}},

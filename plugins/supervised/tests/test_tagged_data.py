@@ -224,7 +224,7 @@ MISTAKES: list[tuple[str, dict[str, Any], str]] = [
     ("a\tO\n \tO\n", {"conll": {"separator": "\t"}}, r"line 2 cannot be read: the token is empty"),
     ("a\t\n", {"conll": {"separator": "\t"}}, r"line 1 cannot be read: the tag is empty"),
     ("a O\n", {"conll": {"tag": 3}}, r"line 1 cannot be read: the tag column is missing"),
-    ("a\nb\n", {}, r"line 1 has a single column, so no tag"),
+    ("a\nb\n", {}, r"line 1 has a single column and therefore no tag"),
     ("a O\nb B-org\n", {}, r"line 2 has the tag 'B-org' of the unknown type 'org'(?s:.)*allowed: per, loc"),
     ("a per\n", {}, r"line 1 has the tag 'per', which is neither `O` nor a prefix, a hyphen and a type"),
     ("a O\nb S-per\n", {}, r"line 2 has the tag 'S-per', whose prefix does not belong to the scheme `bio`"),

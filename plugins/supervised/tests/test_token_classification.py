@@ -348,14 +348,14 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["task.data.max_length=100", "task.data.train=LONG"], ["expected at most 64", "lower task.data.max_length"]),
     (
         ["task.data.train=EMPTY", "task.data.tokens=tokens", "task.data.tags=tags"],
-        ["task.data: the texts to train on contain no words"],
+        ["task.data: the training texts contain no words"],
     ),
     (
         [
             *("task.data.train=EMPTY", "task.data.validation=EMPTY", "task.data.test=null"),
             *("task.data.tokens=tokens", "task.data.tags=tags"),
         ],
-        ["task.data: the texts to train on contain no words"],
+        ["task.data: the training texts contain no words"],
     ),
 ]
 

@@ -170,7 +170,7 @@ class CachedTeacher(Model):
         problems += self._missing_rows(task, requests)
         if problems:
             hint = "undo the difference, or compute another cache with `kdcore teacher cache RECIPE FOLDER`"
-            raise DataError([Problem("the cache does not fit the recipe", folder, hint=hint), *problems])
+            raise DataError([Problem("the cache does not match the recipe", folder, hint=hint), *problems])
 
     def _missing_rows(self, task: Task, requests: Mapping[Split, SignalRequest]) -> list[Problem]:
         problems = []
@@ -200,7 +200,7 @@ class CachedTeacher(Model):
         logger.info(f"the teacher's signals are read from {folders}; they were computed in {', '.join(precisions)}")
         columns = [one for reader in self.readers for rows in reader.contents.splits.values() for one in rows.columns]
         if any(column.form == "random_sampling" for column in columns):
-            logger.info("the stored predictions are samples; losses on them are unbiased at temperature 1 only")
+            logger.info("the stored predictions are samples; losses on them are unbiased only at temperature 1")
         return CachedEncoder(self.info, self.readers)
 
     def _automatic_readers(self) -> list[CacheReader]:
@@ -347,7 +347,7 @@ def _compare_precision(reader: CacheReader, training: torch.dtype) -> None:
         found = f"{teacher.precision}{' with TF32' if teacher.tf32 else ''}"
         expected = str(training).removeprefix("torch.")
         logger.warning(
-            f"{reader.folder}: the signals were computed in lower precision than that of this run (found {found}, "
+            f"{reader.folder}: the signals were computed in lower precision than this run uses (found {found}, "
             f"expected {expected}{' without TF32' if products else ''}); losses differ from those of the live teacher. "
             "Hint: compute the cache again with training.precision and training.tf32 of this recipe"
         )

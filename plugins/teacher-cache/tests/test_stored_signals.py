@@ -438,7 +438,7 @@ def test_sampled_predictions_are_those_of_training_at_temperature_1(
     command = ["teacher", "cache", str(recipe), str(tmp_path / "cache")]
     for words in (["losses.words.temperature=4"], ["--sweep", "losses.words.temperature=1,4"]):
         assert main([*command, *words, *options]) == 2
-        assert "unbiased at temperature 1 only (found 4" in capsys.readouterr().err
+        assert "unbiased only at temperature 1 (found 4" in capsys.readouterr().err
     sampled = recorder_of(recipe, form="random_sampling", kept=16)
     assert fill(sampled, tmp_path / "sampled")
     caplog.set_level("INFO", "kdcore")
@@ -446,7 +446,7 @@ def test_sampled_predictions_are_those_of_training_at_temperature_1(
         caplog.clear()
         _, teachers = kdcore.recipe_teachers(kdcore.load_recipe(recipe, [f"teacher.cache={folder}"]))
         teachers["teacher"].model.load_teacher(kdcore.SignalRequest())
-        assert ("unbiased at temperature 1 only" in caplog.text) == stated
+        assert ("unbiased only at temperature 1" in caplog.text) == stated
     splits = sampled.contents.splits
     forms = {name: {column.name: column.form for column in rows.columns} for name, rows in splits.items()}
     assert (forms["train"]["logits.masked"], forms["held_out"]["logits.masked"]) == ("random_sampling", "full")

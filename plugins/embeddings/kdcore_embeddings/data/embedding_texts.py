@@ -118,7 +118,7 @@ class EmbeddingTexts(ComponentConfig):
         if len(set(values)) < 2:
             same = f", all with the value {values[0]:g}" if values else ""
             what = f"nothing can be scored (found {len(values):,} pairs{same})"
-            raise DataError(what, where=self.path, hint=f"name pairs whose `{column}` differs")
+            raise DataError(what, where=self.path, hint=f"use pairs that differ in `{column}`")
         return TextPairs(first, second, np.array(values), self.label is not None)
 
     def _read_queries(self, report: Counter[str]) -> TextQueries:

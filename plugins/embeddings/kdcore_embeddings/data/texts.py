@@ -67,16 +67,16 @@ class TextData(ComponentConfig):
         if isinstance(self.held_out, float) and not 0 <= self.held_out < 1:
             raise ValueError(f"`held_out` must be a fraction from 0 to 1 or name files, not {self.held_out:g}")
         if self.huggingface is not None and self.huggingface.held_out is not None and self.held_out != 0.0:
-            raise ValueError("`held_out` and `huggingface.held_out` exclude each other")
+            raise ValueError("`held_out` and `huggingface.held_out` are mutually exclusive")
         if (self.query is None) != (self.positive is None):
-            raise ValueError("`query` and `positive` belong together")
+            raise ValueError("`query` and `positive` must be set together")
         given = [name for name in ("negatives", "num_negatives", "scores") if getattr(self, name) is not None]
         if given and self.query is None:
             raise ValueError(f"`{given[0]}` needs `query` and `positive`")
         if self.query is not None and self.text is not None:
-            raise ValueError("`text` and `query` exclude each other")
+            raise ValueError("`text` and `query` are mutually exclusive")
         if self.query is not None and self.translations is not None:
-            raise ValueError("`translations` and `query` exclude each other")
+            raise ValueError("`translations` and `query` are mutually exclusive")
         if (self.text or "text") in self.translation_columns:
             raise ValueError(f"`translations` contains the column of the texts, `{self.text or 'text'}`")
         if self.num_negatives is not None and self.negatives is None:

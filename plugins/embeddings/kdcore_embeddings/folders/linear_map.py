@@ -46,7 +46,7 @@ def fit_linear_map(source: str | Path, teacher: Encodes, texts: Sequence[str], f
     """
     target = Path(folder)
     if target.exists():
-        raise InputError("the folder exists already", where=str(target), hint="remove it, or choose another one")
+        raise InputError("the folder already exists", where=str(target), hint="remove it, or choose another one")
     stated = read_sentence_folder(str(source))
     head = stated.path / f"head_{EMBEDDING}.safetensors"
     dense = next((layer.folder for layer in stated.layers if layer.kind == "Dense"), None)

@@ -36,12 +36,12 @@ def rotate_embeddings(source: str | Path, texts: Sequence[str], folder: str | Pa
     """
     target = Path(folder)
     if target.exists():
-        raise InputError("the folder exists already", where=str(target), hint="remove it, or choose another one")
+        raise InputError("the folder already exists", where=str(target), hint="remove it, or choose another one")
     stated = read_sentence_folder(str(source))
     if stated.truncate_dim is not None:
-        raise InputError("embeddings are truncated already (`truncate_dim`)", where=str(source))
+        raise InputError("embeddings are already truncated (`truncate_dim`)", where=str(source))
     if (stated.path / _NAME).exists():
-        raise InputError("embeddings are rotated already", where=str(source))
+        raise InputError("embeddings are already rotated", where=str(source))
     encoder = SentenceEncoder(str(stated.path))
     vectors = encoder.encode(list(dict.fromkeys(texts)), encoder.document_prompt).astype(np.float64)
     if len(vectors) <= vectors.shape[1]:

@@ -34,7 +34,7 @@ def write_router(queries: str | Path, documents: str | Path, folder: str | Path)
     """
     target = Path(folder)
     if target.exists():
-        raise InputError("the folder exists already", where=str(target), hint="remove it, or choose another one")
+        raise InputError("the folder already exists", where=str(target), hint="remove it, or choose another one")
     routes = {"query": _encoder(queries), "document": _encoder(documents)}
     widths = {name: width for name, (_, width) in routes.items()}
     if widths["query"] != widths["document"]:

@@ -35,7 +35,7 @@ class DataMineCommand(Command):
         parser.add_argument("--documents", metavar="FILE", help="further documents to search, in the column `text`")
         parser.add_argument("--cross-encoder", metavar="FOLDER", help="reranker whose logits are written as scores")
         parser.add_argument(
-            "--negatives", type=int, default=_NEGATIVES, metavar="N", help=f"negatives of a query [{_NEGATIVES}]"
+            "--negatives", type=int, default=_NEGATIVES, metavar="N", help=f"negatives per query [{_NEGATIVES}]"
         )
         parser.add_argument(
             "--margin", type=float, default=_MARGIN, metavar="M", help=f"relative margin, from 0 to 1 [{_MARGIN}]"
@@ -53,7 +53,7 @@ class DataMineCommand(Command):
         if output.suffix != ".jsonl":
             raise InputError("the name does not end with .jsonl", where=str(output), key="--output")
         if output.exists():
-            raise InputError("the file exists already", where=str(output), hint="remove it, or choose another --output")
+            raise InputError("the file already exists", where=str(output), hint="remove it, or choose another --output")
         counts = mine_groups(
             arguments.file,
             (arguments.query, arguments.positive),

@@ -54,7 +54,7 @@ class SweepCommand(Command):
         parser.add_argument("--processes", metavar="N", type=int, default=1, help="number of parallel runs; default: 1")
         parser.add_argument("--profile", metavar="PROFILE", help="submit them with `kdcore launch`, and wait")
         parser.add_argument("--smoke", action="store_true", help="run the small sweep defined by `smoke` in the file")
-        parser.add_argument("--plan", action="store_true", help="print runs, hours and detectable differences only")
+        parser.add_argument("--plan", action="store_true", help="only print runs, hours and detectable differences")
         parser.add_argument(
             "--deviation",
             metavar="SD",
@@ -165,7 +165,7 @@ def _train(cells: Sequence[SweepCell], launched: Sequence[str], processes: int) 
     from kdcore_evaluation.run.pool import ChildProcess, run_children
 
     left = [cell for cell in cells if run_state(cell.folder) != "finished"]
-    print(f"{len(cells)} runs, {len(cells) - len(left)} of them finished already", file=sys.stderr, flush=True)
+    print(f"{len(cells)} runs, {len(cells) - len(left)} of them already finished", file=sys.stderr, flush=True)
     if not left:
         return 0
     if launched:

@@ -488,7 +488,7 @@ def _finished_remarks(runs: Sequence[ComparedRun], finished: Mapping[Path, Finis
             kinds.setdefault(texts, []).append(run.name)
     if len(kinds) > 1:
         sides = "; ".join(", ".join(names) for names in kinds.values())
-        remarks.append(f"These runs predicted different texts, so their scores are of different tests: {sides}.")
+        remarks.append(f"These runs predicted different texts, so their scores come from different tests: {sides}.")
     if finished and all(own.split == "validation" for own in finished.values()):
         remarks.append("No labelled test split: the students were selected on the shown scores.")
     taught = [run for run in runs if run.folder in finished and _has_teacher(run)]

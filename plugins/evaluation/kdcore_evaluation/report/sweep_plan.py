@@ -24,8 +24,8 @@ DEFAULT_DEVIATION = 0.01
 """Standard deviation of a score over seeds, if it is neither given nor found in earlier results."""
 
 TEXT_VARIANCE = 0.1
-"""Variance over texts of the difference of two students' answers (right or wrong), averaged over seeds: they disagree
-on 20% of the texts, half of which are the same for all seeds."""
+"""Variance over texts of the difference between two students' answers (right or wrong), averaged over seeds: they
+disagree on 20% of the texts, half of which are the same for all seeds."""
 
 _RETRIEVAL_METRICS = 2
 _AGREEMENT_METRICS = 3
@@ -114,14 +114,14 @@ def plan_text(
         ]
         for one in tasks
     ]
-    note = f"difference of two groups with n values of {over} each, found with a power of {POWER} at the level {ALPHA}"
+    note = f"difference between groups with n values of {over} each, found with a power of {POWER} at the level {ALPHA}"
     corrected = f" (after correction for up to {family} differences)" if family > 1 else ""
     lines += ["", f"{note}{corrected}:", *aligned([head, *rows])]
     if family > 1:
         lines.append(f"differences of the comparison: {composition}")
     if seeds < 2:
-        lines.append(f"this sweep has a single value of {over}: n = 1 is the difference of two students by their texts")
-        lines.append("alone, which cannot be attributed to the groups")
+        lines.append(f"this sweep has a single value of {over}: n = 1 is the difference between two students by their")
+        lines.append("texts alone, which cannot be attributed to the groups")
     return "\n".join(lines)
 
 

@@ -113,7 +113,7 @@ class Evaluator:
             unfinished = self._unfinished()
             every = {trial.id for trial in self.trials}
             if len(unfinished) < len(every):
-                self.report(f"{len(every) - len(unfinished)} of {len(every)} trials are finished already")
+                self.report(f"{len(every) - len(unfinished)} of {len(every)} trials are already finished")
             try:
                 self._score([trial for trial in unfinished if trial.kind == "predictions"])
                 self._run_probes([trial for trial in unfinished if trial.kind not in ("finetune", "predictions")])

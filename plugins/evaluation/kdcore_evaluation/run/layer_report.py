@@ -70,7 +70,7 @@ class LayerReport(_FrozenModel):
     teacher_blocks: list[int | Literal["embeddings"]] = Field(description="Rows of the matrices below.")
     student_blocks: list[int | Literal["embeddings"]] = Field(description="Columns of the matrices below.")
     pairs: list[tuple[int | Literal["embeddings"], int | Literal["embeddings"]]] = Field(
-        description="Pairs of blocks [teacher, student] that losses compare; if there are none, by relative depth."
+        description="Pairs of blocks [teacher, student] that losses compare; if none do, pairs at equal relative depth."
     )
     cka: dict[str, SimilarityMatrix] = Field(
         description="`student`, `initial` -> debiased linear CKA with the teacher."

@@ -73,7 +73,7 @@ def collect_finetuning(folder: Path, known: TaskData) -> None:
         for metric, value in known.task.data.stored_scores(table).items()
     ]
     if not measured:
-        raise DataError("the fine-tuning wrote no predictions for labelled texts", where=str(folder))
+        raise DataError("the fine-tuning run wrote no predictions for labelled texts", where=str(folder))
     outcome = {"measured": measured, "seconds": _seconds(folder)}
     write_outcome(folder, {**outcome, "versions": {**versions(), **read_environment(folder).packages}})
     for name in _HEAVY:

@@ -117,7 +117,7 @@ class Suite(ComponentConfig):
     glue: GlueTasks | None = None
     learning_rates: list[LearningRate] = Field([5e-5], min_length=1)
     batch_sizes: list[Annotated[int, Field(gt=0)]] = Field([32], min_length=1)
-    seeds: list[Seed] = Field([1, 2, 3], description="Seeds of each fine-tuning; an empty list disables fine-tuning.")
+    seeds: list[Seed] = Field([1, 2, 3], description="Seeds of fine-tuning runs; an empty list disables fine-tuning.")
     budget: Budget = Budget(epochs=3)
     recipe: dict[str, Any] = Field(default_factory=dict, description="Additional keys of every trial's recipe.")
     references: list[Reference] = Field(

@@ -88,7 +88,7 @@ def read_conll(
                 mistakes.add(f"line {number}", f"cannot be read: the {problem} {what}")
                 continue
             if len(fields) == 1 and "tag" in values:
-                mistakes.add(f"line {number}", "has a single column, so no tag")
+                mistakes.add(f"line {number}", "has a single column and therefore no tag")
                 continue
             sentences[-1].tokens.append(str(values["token"]))
             sentences[-1].lines.append(number)

@@ -104,7 +104,7 @@ class LabelledData(ComponentConfig):
             if self.labels is not None and len(set(self.labels)) < len(self.labels):
                 raise ValueError("`labels` names a class twice")
         if self.multi_label and self.regression:
-            raise ValueError("`multi_label` and `regression` exclude each other")
+            raise ValueError("`multi_label` and `regression` are mutually exclusive")
         if self.train is None and (self.validation is not None or self.test is not None):
             raise ValueError("`validation` and `test` are files and can be used only with `train`")
         if self.split is not None and (self.validation is not None or self.test is not None or self.glue is not None):
@@ -355,7 +355,7 @@ def _label_sets(data: LabelledData, table: RecordTable, report: Counter[str]) ->
             else:
                 found[record, index] = 1.0
     mistakes.raise_if_any(
-        key="task.data.label", hint="`multi_label: true` needs lists, also of one label or none: use jsonl or parquet"
+        key="task.data.label", hint="`multi_label: true` needs lists, even for one label or none: use jsonl or parquet"
     )
     unknown.raise_if_any(
         key=_LABELS_KEY, allowed=data.classes, hint="add the label to `task.data.labels`, or repair the file"

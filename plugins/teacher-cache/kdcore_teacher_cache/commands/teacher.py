@@ -178,7 +178,7 @@ def _refuse_temperatures(recipe: Recipe, label: str) -> None:
         temperature = getattr(component.config, "temperature", 1.0)
         if getattr(component.config, "teacher", None) in (None, label) and temperature != 1:
             raise InputError(
-                f"sampled predictions are unbiased at temperature 1 only (found {temperature})",
+                f"sampled predictions are unbiased only at temperature 1 (found {temperature})",
                 where="--predictions random_sampling",
                 key=f"{component.key}.temperature",
                 hint="use --predictions top_k or full, or set the temperature to 1",
