@@ -1,7 +1,7 @@
-"""Decide when validation, checkpoints and exports are due, by the agreed progress, identically on all processes.
+"""Decide when validation, checkpoints and exports are due. All processes decide alike, because they agree on progress.
 
-An action is due in a step if progress, in steps or time, passes one of its marks. Therefore, regardless of restarts, no
-action is skipped, and an action that was due before a checkpoint is never repeated after it.
+An action is due in a step in which the progress (in steps or time) reaches one of its due points. Therefore, regardless
+of restarts, no action is skipped, and an action that was due before a checkpoint is never repeated after it.
 """
 
 from __future__ import annotations

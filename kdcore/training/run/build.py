@@ -363,7 +363,7 @@ def _missing_attention(name: str, whose: str, info: ModelInfo) -> RecipeError:
     return RecipeError(
         f"`{name}` reads query, key or value, which the {whose} does not provide: transformers' `{info.architecture}` "
         "does not use its common attention interface",
-        hint="use losses on hidden states or predictions, or a model that a package describes",
+        hint="use losses on hidden states or predictions, or a model type that a package supports",
     )
 
 

@@ -211,7 +211,7 @@ def _earlier_session(
             f"but its steps so far are only {progress.fraction:.3g} of the new budget",
             where=str(recipe.origin("training.budget")),
             key="training.budget",
-            hint="increase the budget by less, or start another run with `run.id=NEW`",
+            hint="increase the budget by a smaller amount, or start another run with `run.id=NEW`",
         )
     return checkpoint
 

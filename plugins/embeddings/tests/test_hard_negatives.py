@@ -147,7 +147,7 @@ def test_mistakes_are_named(
     usual = ["--query", "q", "--positive", "p", "--teacher", str(sentence_folder)]
     cases = [
         (["pairs.jsonl", *usual, "--negatives", "0"], "--negatives must be at least 1 (found 0)"),
-        (["pairs.jsonl", *usual, "--margin", "1"], "--margin must be from 0 to below 1 (found 1)"),
+        (["pairs.jsonl", *usual, "--margin", "1"], "--margin must be at least 0 and below 1 (found 1)"),
         (["pairs.jsonl", *usual, "--output", "there.jsonl"], "there.jsonl: the file already exists"),
         (["pairs.jsonl", *usual, "--output", "a.csv"], "a.csv: --output: the name does not end with .jsonl"),
         (["pairs.jsonl", *usual[2:]], "has no column `query`"),

@@ -474,10 +474,10 @@ class _LossCheck:
             values = self._double()(student, RecordingSignals(theirs, sides[1].teacher), batch)
         except (RuntimeError, AssertionError) as error:
             raise AssertionError(
-                f"`compares_tokens` is False, but the loss fails for a teacher with other tokens: {error}"
+                f"`compares_tokens` is False, but the loss fails for a teacher with different tokens: {error}"
             ) from error
         for term, value in values.items():
-            assert torch.isfinite(value), f"`{term}` is {value.item()} for a teacher with other tokens"
+            assert torch.isfinite(value), f"`{term}` is {value.item()} for a teacher with different tokens"
 
     @staticmethod
     def _sums(loss: Loss, case: Case) -> dict[str, Tensor]:

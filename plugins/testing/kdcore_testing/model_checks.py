@@ -82,7 +82,7 @@ def _load_teacher(model: Model) -> Encoder:
     try:
         return model.load_teacher(Signals.hidden(_places(model)))
     except InputError as error:
-        raise AssertionError(f"the teacher refuses the {model.info.num_layers} blocks of `info`: {error}") from error
+        raise AssertionError(f"the teacher rejects the {model.info.num_layers} blocks of `info`: {error}") from error
 
 
 @torch.no_grad()

@@ -249,7 +249,7 @@ def test_wrong_heads_for_classes_are_named(teacher_folder: Path, change: Any, wo
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"num_layers": 5}, "the teacher refuses the 5 blocks of `info`"),
+        ({"num_layers": 5}, "the teacher rejects the 5 blocks of `info`"),
         ({"num_layers": 1}, "`AutoModel` runs 2 blocks of the export, but `info.num_layers` is 1"),
         ({"hidden_size": 7}, r"the teacher's states of 'embeddings' have the shape \(14, \d+\), expected \(14, 7\)"),
         ({"num_heads": 2}, r"query of block 0 is \(14, 4, \d+\), expected \(14, 2, \d+\)"),

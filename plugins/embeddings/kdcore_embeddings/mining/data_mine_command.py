@@ -48,7 +48,7 @@ class DataMineCommand(Command):
         if arguments.negatives < 1:
             raise InputError(f"--negatives must be at least 1 (found {arguments.negatives})", key="--negatives")
         if not 0 <= arguments.margin < 1:
-            raise InputError(f"--margin must be from 0 to below 1 (found {arguments.margin:g})", key="--margin")
+            raise InputError(f"--margin must be at least 0 and below 1 (found {arguments.margin:g})", key="--margin")
         output = Path(arguments.output)
         if output.suffix != ".jsonl":
             raise InputError("the name does not end with .jsonl", where=str(output), key="--output")

@@ -22,7 +22,7 @@ _FORMATS = ("terminal", "markdown", "csv", "json", "latex")
 class CompareCommand(Command):
     """Compare runs: their scores with intervals, and differences between them, in tables and on a page with plots.
 
-    Name run folders, folders of runs, or output folders of `kdcore evaluate` to compare their runs. Scores are read
+    Pass run folders, folders of runs, or output folders of `kdcore evaluate` to compare their runs. Scores are read
     from all folders below `evaluations`, or below the folders named by --results.
 
     --by and --over take keys of recipes, such as student.initialize.blocks, or these words:

@@ -79,7 +79,7 @@ class CharacterStage:
 class CharacterAccount(dict[str, CharacterStage]):
     """The stages of a reader by name, in order: each receives the text that the previous one passes on.
 
-    A reader that counts characters stores this account in `characters`, next to `report`, and creates all stages in
+    A reader that counts characters stores this object in `characters`, next to `report`, and creates all stages in
     `__init__`:
 
         class Reviews(FileCorpus):

@@ -53,8 +53,8 @@ class LabelledData(ComponentConfig):
     """Name of the task that trains on this data."""
 
     train: PathString | None = Field(None, description="File, folder or glob: csv, tsv, jsonl or parquet.")
-    validation: PathString | None = Field(None, description="Validation files, in the form of `train`.")
-    test: PathString | None = Field(None, description="Test files, in the form of `train`; labels may be missing.")
+    validation: PathString | None = Field(None, description="Validation files, in the same format as `train`.")
+    test: PathString | None = Field(None, description="Test files, in the same format; labels may be missing.")
     glue: GlueData | None = None
     huggingface: HuggingFaceData | None = None
     split: SplitFractions | None = Field(
@@ -100,7 +100,7 @@ class LabelledData(ComponentConfig):
             if missing:
                 raise ValueError(f"needs `{missing[0]}`, the name of a column")
             if (self.labels is None) != self.regression:
-                raise ValueError("needs either `labels`, the classes in their order, or `regression: true`")
+                raise ValueError("needs either `labels` (the classes in order) or `regression: true`")
             if self.labels is not None and len(set(self.labels)) < len(self.labels):
                 raise ValueError("`labels` names a class twice")
         if self.multi_label and self.regression:

@@ -53,8 +53,8 @@ class TaggedData(ComponentConfig):
         description="File, folder or glob: CoNLL files (.conll, .iob, .iob2, .bio, .bioes, .tsv, .txt), jsonl or "
         "parquet.",
     )
-    validation: PathString | None = Field(None, description="Validation files, in the form of `train`.")
-    test: PathString | None = Field(None, description="Test files, in the form of `train`; labels may be missing.")
+    validation: PathString | None = Field(None, description="Validation files, in the same format as `train`.")
+    test: PathString | None = Field(None, description="Test files, in the same format; labels may be missing.")
     unlabelled: PathString | None = Field(
         None,
         description="Files of further texts to train on, whose labels are ignored: only losses that need no labels, "
