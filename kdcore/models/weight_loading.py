@@ -192,7 +192,7 @@ def refuse_incomplete(loaded: Loaded, path: str) -> None:
             raise DataError(
                 f"the names of its weights start with `{prefix}` (found `{prefix}{first}`, expected `{first}`)",
                 where=path,
-                hint=f"they were saved from a network that {wrapper} has wrapped: save the inner network with "
+                hint=f"they were saved from a network that was wrapped by {wrapper}: save the inner network with "
                 "save_pretrained, or rename the weights",
             )
         raise DataError(

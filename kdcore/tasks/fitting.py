@@ -70,7 +70,7 @@ def check_fit(
         position_pad_id = model.info.position_pad_id
         if pad_id is not None and position_pad_id is not None and position_pad_id != pad_id:
             raise DataError(
-                f"the {whose} computes positions from another padding id (found {pad_id} in the data's tokenizer, "
+                f"the {whose} computes positions from a different padding id (found {pad_id} in the data's tokenizer, "
                 f"expected {position_pad_id})",
                 where=where,
                 key="task.data",

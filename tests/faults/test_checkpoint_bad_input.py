@@ -139,7 +139,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "engine/x_optim_states.pt is not listed in manifest.json",
     ),
     "a link": (replace_by_link, f"{PART} is a link (expected a regular file)"),
-    "a name outside": (edit_manifest, "manifest.json names '../../recipe.yaml', which is not a file of a checkpoint"),
+    "a name outside": (edit_manifest, "manifest.json names '../../recipe.yaml', which is not a checkpoint file"),
     "a newer format": (raise_format, "manifest.json has an unsupported format (found 9, expected at most 2)"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
     "a state of other types": (with_manifest(edit_state), "state.json: step: has the wrong type (found 'six'"),

@@ -159,14 +159,18 @@ def checkpoint(folder: Path) -> Path:
 
 GOOD = {"size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
 ENTRIES = {
-    "another file": ("notes.txt", GOOD, "names 'notes.txt', which is not a file of a checkpoint"),
-    "a file above": ("../process-0.json", GOOD, "names '../process-0.json', which is not a file"),
-    "a file above the engine": ("engine/../process-0.pt", GOOD, "names 'engine/../process-0.pt', which is not a file"),
-    "an absolute name": ("/etc/passwd", GOOD, "names '/etc/passwd', which is not a file"),
-    "NUL": ("process-0\0.json", GOOD, "names 'process-0\\x00.json', which is not a file"),
-    "a newline": ("process-0.json\n", GOOD, "names 'process-0.json\\n', which is not a file"),
-    "an empty name": ("", GOOD, "names '', which is not a file"),
-    "a long name": ("x" * 10_000, GOOD, "which is not a file of a checkpoint"),
+    "another file": ("notes.txt", GOOD, "names 'notes.txt', which is not a checkpoint file"),
+    "a file above": ("../process-0.json", GOOD, "names '../process-0.json', which is not a checkpoint file"),
+    "a file above the engine": (
+        "engine/../process-0.pt",
+        GOOD,
+        "names 'engine/../process-0.pt', which is not a checkpoint file",
+    ),
+    "an absolute name": ("/etc/passwd", GOOD, "names '/etc/passwd', which is not a checkpoint file"),
+    "NUL": ("process-0\0.json", GOOD, "names 'process-0\\x00.json', which is not a checkpoint file"),
+    "a newline": ("process-0.json\n", GOOD, "names 'process-0.json\\n', which is not a checkpoint file"),
+    "an empty name": ("", GOOD, "names '', which is not a checkpoint file"),
+    "a long name": ("x" * 10_000, GOOD, "which is not a checkpoint file"),
     "a file that is not there": ("process-1.json", GOOD, "process-1.json is missing"),
     "a size below zero": (
         "process-0.json",

@@ -485,7 +485,7 @@ def _entry(name: str, entry: Any) -> FileEntry:
     """Check one entry of a manifest."""
     shown = repr(name[:_SHOWN])
     if not _FILE.fullmatch(name):
-        raise _DamagedError(f"names {shown}, which is not a file of a checkpoint")
+        raise _DamagedError(f"names {shown}, which is not a checkpoint file")
     if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
         raise _DamagedError(f"has no size and sha256 for {shown}")
     size, digest = entry["size"], entry["sha256"]

@@ -78,7 +78,7 @@ class CompositeTeacher:
         if request.attention_parts:
             raise RecipeError(
                 f"queries, keys and values of several teachers cannot be combined by `{self.combination}`",
-                hint="name one of the teachers in losses on attention",
+                hint="select one of the teachers for losses on attention",
             )
         if request.hidden_blocks:
             self._require_equal("numbers of blocks", lambda info: info.num_layers)
@@ -103,7 +103,7 @@ class CompositeTeacher:
         found = {label: value(info) for label, info in self._infos.items()}
         if len(set(found.values())) > 1:
             listed = ", ".join(f"`{label}`: {_in_words(one)}" for label, one in found.items())
-            raise RecipeError(f"the combined teachers have different {what} (found {listed}; expected equal ones)")
+            raise RecipeError(f"the combined teachers have different {what} (found {listed})")
 
 
 class _CompositeSignals(Signals):

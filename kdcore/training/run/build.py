@@ -296,7 +296,7 @@ def check_patience(plan: Plan) -> None:
             f"`early_stopping.metric` is `loss`, the weighted sum, which changes with the schedule of the loss "
             f"`{scheduled[0]}` even if the student does not",
             key="early_stopping.metric",
-            hint=f"name the value of one loss, such as `early_stopping.metric: {known[1]}`",
+            hint=f"use the value of a single loss, such as `early_stopping.metric: {known[1]}`",
         )
 
 

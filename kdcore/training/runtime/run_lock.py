@@ -128,7 +128,7 @@ class RunLock:
                 held = acquire(file.fileno())
             except LocksUnsupportedError:
                 logger.warning(
-                    f"{self.folder}: this file system has no locks; make sure that only one run uses the folder"
+                    f"{self.folder}: this file system does not support locks; ensure that only one run uses the folder"
                 )
                 held = True
             except OSError:

@@ -132,7 +132,7 @@ class _GroupScores(Loss):
             raise InputError(
                 f"`{self.config.name}` compares the documents of a query, but each group has only one document",
                 key=f"losses.{self.config.label}",
-                hint="name columns of negatives as `task.data.negatives`, or use `info_nce`",
+                hint="set `task.data.negatives` to columns of negatives, or use `info_nce`",
             )
         return size
 

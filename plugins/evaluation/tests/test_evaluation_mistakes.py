@@ -85,7 +85,7 @@ def project(tmp_path: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatc
         ("split: {validation: 0.2, test: 0.2}", "max_length: 64", ["no labelled texts for validation", "split:"]),
         ("tasks:", "glue: {folder: ., tasks: [cola, nope]}\ntasks:", ["suite.yaml:2: glue.tasks.1", "'nope'", "sst2"]),
         ("seeds: [1, 2]", "seeds: [1, 1]", ["`seeds` names a value twice"]),
-        ("seeds: [1, 2]", "recipe: {student: {}}", ["`recipe.student` follows from the suite"]),
+        ("seeds: [1, 2]", "recipe: {student: {}}", ["`recipe.student` is determined by the suite"]),
         ("seeds: [1, 2]", "recipe: {optimizer: {lrr: 1}}", ["recipes/", "optimizer.lrr", "unknown key"]),
         ("cost: {}", "costs: {}", ["suite.yaml:14: probes.costs", "Did you mean `cost`?"]),
     ],

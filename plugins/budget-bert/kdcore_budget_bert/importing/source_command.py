@@ -182,7 +182,7 @@ def _flags(words: Sequence[Word], source: str) -> Iterator[Stated | Problem]:
                 "this does not belong to any flag",
                 where,
                 f"`{word.text}`",
-                hint="Put values with blanks in quotes, and remove anything after the command, such as `| tee log`.",
+                hint="Quote values that contain spaces, and remove anything after the command, such as `| tee log`.",
             )
             continue
         name, equals, behind = word.text.partition("=")

@@ -163,7 +163,7 @@ def find_results(places: Sequence[Path], stated: Sequence[Path] | None) -> tuple
             found = [path for path in run_folders(place) if (path / "recipe.yaml").is_file()]
         if not found:
             what = "the folder contains no runs" if place.is_dir() else "no such folder"
-            raise InputError(what, where=str(place), hint="name run folders (runs/NAME/ID) or a folder of runs")
+            raise InputError(what, where=str(place), hint="pass run folders (runs/NAME/ID) or a folder of runs")
         runs += found
     return results, list(dict.fromkeys(map(_absolute, runs)))
 

@@ -49,7 +49,7 @@ class SweepCommand(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare FILE, overrides, --profile, --processes, --smoke, --plan, --deviation."""
-        parser.add_argument("sweep", metavar="FILE", help="sweep file, or kdcore:NAME for one that kdcore ships")
+        parser.add_argument("sweep", metavar="FILE", help="sweep file, or kdcore:NAME for a sweep shipped with kdcore")
         add_overrides(parser)
         parser.add_argument("--processes", metavar="N", type=int, default=1, help="number of parallel runs; default: 1")
         parser.add_argument("--profile", metavar="PROFILE", help="submit them with `kdcore launch`, and wait")

@@ -254,7 +254,7 @@ def _fetch(name: str) -> Path:
 
     hint = "check the spelling; without network access, name a folder, or download the model first: hf download NAME"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise DataError("no such folder", where=name, hint="name a run folder, a model folder or a hub model")
+        raise DataError("no such folder", where=name, hint="pass a run folder, a model folder or a hub model")
     try:
         return Path(
             snapshot_download(

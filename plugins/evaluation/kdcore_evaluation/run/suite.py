@@ -142,7 +142,7 @@ class Suite(ComponentConfig):
             raise ValueError(f"the task `{twice[0]}` is in `tasks` and in `glue`")
         for key in self.recipe:
             if key in _GRID_KEYS:
-                raise ValueError(f"`recipe.{key}` follows from the suite and cannot be set")
+                raise ValueError(f"`recipe.{key}` is determined by the suite and cannot be set")
         if self.probes.linear is not None and not self.all_tasks:
             raise ValueError("`probes.linear` needs `tasks` or `glue`")
         return self

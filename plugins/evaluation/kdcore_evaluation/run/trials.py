@@ -116,7 +116,7 @@ def _require_validation(label: str, parts: Sequence[LabelledTexts | TaggedPart])
         raise DataError(
             "no labelled texts for validation, which are needed to select the learning rate",
             key=f"tasks.{label}.data",
-            hint="name a file as `validation`, or take a fraction of `train`: `split: {validation: 0.1, test: 0.1}`",
+            hint="set `validation` to a file, or take a fraction of `train`: `split: {validation: 0.1, test: 0.1}`",
         )
 
 

@@ -42,7 +42,7 @@ class PrepareCommand(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare DATA.yaml, FOLDER, --workers, --task, --keep-going, overrides."""
         parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe: corpora, tokenizer, sequence length")
-        parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when it is complete")
+        parser.add_argument("folder", metavar="FOLDER", help="output folder; it appears only when it is complete")
         parser.add_argument("--workers", metavar="N", type=_workers, help="number of processes; default: one per core")
         parser.add_argument(
             "--task", metavar="I/N", type=_task, help="prepare the I-th of N parts in parallel with other processes"

@@ -30,7 +30,7 @@ class TokenizerCommand(Command):
         """Declare the action, DATA.yaml, FOLDER, overrides and what to learn."""
         parser.add_argument("action", choices=self.subcommands)
         parser.add_argument("recipe", metavar="DATA.yaml", help="data recipe; only its `corpora` are read")
-        parser.add_argument("folder", metavar="FOLDER", help="folder to write; it appears when it is complete")
+        parser.add_argument("folder", metavar="FOLDER", help="output folder; it appears only when it is complete")
         add_overrides(parser)
         kinds = ["unigram", "bpe", "wordpiece", "byte_level_bpe"]
         parser.add_argument("--kind", choices=kinds, required=True, help="kind of tokenizer")

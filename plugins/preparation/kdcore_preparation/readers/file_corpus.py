@@ -115,7 +115,7 @@ class FileCorpus(PartedCorpus):
                 "is binary data, not text",
                 where=str(path),
                 allowed="text, also compressed with gzip, bzip2 or zstd",
-                hint="name the files that hold text, for example with a glob such as texts/*.txt",
+                hint="list the files that contain text, for example with a glob such as texts/*.txt",
             )
         if part.start == 0:
             self.report["binary files skipped"] += 1

@@ -64,7 +64,7 @@ def find_files(path: str) -> InputFiles:
     if not search.found:
         but = "".join(f", but {count} {entry}" for entry, count in left_out.items())
         raise DataError(
-            what + but, where=path, hint="name a text file, a folder of text files or a glob such as texts/*.txt"
+            what + but, where=path, hint="pass a text file, a folder of text files or a glob such as texts/*.txt"
         )
     return InputFiles(search.found, left_out)
 

@@ -98,7 +98,7 @@ def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where:
             f"line {header.line}, the header, is separated by {_OTHER_DELIMITERS[other]}",
             where=where,
             allowed="commas in csv files, tabs in tsv files",
-            hint="convert the file, or name it after its format",
+            hint="convert the file, or rename it to match its format",
         )
     twice = next((name for name in needed if header.values.count(name) > 1), None)
     if twice is not None:

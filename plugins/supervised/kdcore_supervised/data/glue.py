@@ -135,7 +135,7 @@ def glue_folder(folder: str, name: GlueName) -> Path:
         f"the folder contains neither {task.train} nor {task.folder}/{task.train}",
         where=folder,
         key="task.data.glue.folder",
-        hint=f"name GLUE's folder, or the folder of {task.folder}",
+        hint=f"use GLUE's folder, or the folder of {task.folder}",
     )
 
 

@@ -73,7 +73,7 @@ class LabelledData(ComponentConfig):
     )
     regression: bool = Field(False, description="Whether labels are numbers instead of classes.")
     multi_label: bool = Field(
-        False, description="Whether a text has a list of any number of labels; needs jsonl, parquet or `huggingface`."
+        False, description="Whether each text has a list of labels; needs jsonl, parquet or `huggingface`."
     )
     tokenizer: PathOrHubName | None = Field(
         None, description="Default: the tokenizer of the folder that the student starts from, or the teacher's."

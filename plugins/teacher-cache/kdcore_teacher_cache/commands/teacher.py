@@ -54,7 +54,9 @@ class TeacherCommand(Command):
         """Declare the subcommands and their arguments."""
         actions = parser.add_subparsers(dest="action", required=True, metavar="cache | verify")
         cache = actions.add_parser("cache", help="run the teacher over the recipe's data, and store its signals")
-        cache.add_argument("recipe", metavar="RECIPE", help="recipe file, or kdcore:NAME for one that kdcore ships")
+        cache.add_argument(
+            "recipe", metavar="RECIPE", help="recipe file, or kdcore:NAME for a recipe shipped with kdcore"
+        )
         cache.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the cache")
         add_overrides(cache)
         cache.add_argument("--teacher", metavar="LABEL", help="teacher to run, if the recipe has several")
