@@ -54,7 +54,7 @@ def _numbers(blocks: str | list[int], available: int, wanted: int) -> list[int]:
         return uniform_blocks(available, wanted)
     if isinstance(blocks, str):
         if wanted > available:
-            raise InputError(f"the student has {wanted} blocks, but its source only {available}")
+            raise InputError(f"the student has {wanted} blocks, but its source has only {available}")
         return list(range(wanted)) if blocks == "first" else list(range(available - wanted, available))
     if len(blocks) != wanted:
         raise InputError(f"the number of listed blocks, {len(blocks)}, differs from the student's {wanted} blocks")

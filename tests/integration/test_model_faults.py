@@ -157,9 +157,9 @@ def test_early_stopping_without_validation_names_its_key(train: Callable[..., Ru
 
 def test_what_no_loss_reads_is_reported_by_blocks_and_embeddings(train: Callable[..., RunResult]) -> None:
     folder = train("losses={hidden_mse: {layers: [[embeddings, embeddings]]}}", "training.budget.steps=1").folder
-    assert "no loss reads the student beyond its embeddings: blocks 0 to 1 are not trained" in log_of(folder)
+    assert "no loss uses the student's states beyond the embeddings, so blocks 0 to 1 are not trained" in log_of(folder)
     folder = train("losses={hidden_mse: {layers: [[1, 0]]}}", "training.budget.steps=1", "run.id=2").folder
-    assert "no loss reads the student beyond block 0: block 1 is not trained" in log_of(folder)
+    assert "no loss uses the student's states beyond block 0, so block 1 is not trained" in log_of(folder)
 
 
 def test_an_untied_teacher_gives_the_student_both_matrices(train: Callable[..., RunResult], teacher: Path) -> None:

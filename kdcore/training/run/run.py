@@ -388,6 +388,6 @@ def _report_trained(models: _Models, plan: Plan, monitor: Monitor) -> None:
     for name in student.unexported_heads:
         monitor.info(f"exports leave out the head `{name}`, because a transformers folder can have only one head")
     if depth < layers:
-        beyond = f"beyond block {depth - 1}" if depth else "beyond its embeddings"
+        beyond = f"beyond block {depth - 1}" if depth else "beyond the embeddings"
         blocks = f"block {depth} is" if depth == layers - 1 else f"blocks {depth} to {layers - 1} are"
-        monitor.info(f"no loss reads the student {beyond}: {blocks} not trained")
+        monitor.info(f"no loss uses the student's states {beyond}, so {blocks} not trained")

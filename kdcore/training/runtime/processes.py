@@ -84,7 +84,7 @@ class _End:
 
     Attributes:
         cause: rank of the process whose failure caused the others, judging by the exit codes.
-        silent: ranks that had to be killed, with their states.
+        silent: ranks that did not respond and were killed, with their states.
     """
 
     cause: int

@@ -30,7 +30,7 @@ def output_tags(types: Iterable[str], scheme: TagScheme) -> tuple[str, ...]:
 
 
 def tag_problem(tag: str, types: Iterable[str], scheme: TagScheme) -> str | None:
-    """Describe why a tag of a file is invalid; None for a valid tag."""
+    """Explain why a tag in a file is invalid; None for a valid tag."""
     if tag == OUTSIDE:
         return None
     prefix, dash, type_ = tag.partition("-")

@@ -36,8 +36,8 @@ class ChildProcess:
 def run_children(jobs: Sequence[ChildProcess], slots: int, ended: Callable[[ChildProcess, int], bool]) -> None:
     """Run all commands, `slots` in parallel.
 
-    On Linux the commands end with this process, even after SIGKILL. If this process is interrupted, it sends them
-    SIGTERM, so that training saves its state, and waits for them.
+    On Linux, the commands are terminated when this process ends, even if it is killed. If this process is interrupted,
+    it sends them SIGTERM, so that training saves its state, and waits for them.
 
     Args:
         jobs: the commands in the order of their start.

@@ -77,8 +77,8 @@ class TaggedData(ComponentConfig):
     id: str | None = Field(None, description="Column of record names (not for CoNLL files); default: record numbers.")
     labels: list[Label] = Field(
         min_length=1,
-        description="Types of spans as spelled in the files; the model's outputs are their tags in this order. Or all "
-        "tags, including O, in the order of the model's outputs.",
+        description="Types of spans as spelled in the files, whose tags become the model's outputs in this order; or "
+        "all tags, including O, in the order of the model's outputs.",
     )
     scheme: TagScheme = Field(
         "bio",
