@@ -169,7 +169,7 @@ class _Chunk:
         left: (b, A, l, d).
         right: like `left`; None for relations, which use `left` for both factors.
         mask: four axes, broadcastable to (b, A, l, l): bool, true where a key is attended to, or additive.
-        rows: (b, l) bool, true on real tokens; None if there is no padding.
+        rows: (b, l) bool, true on real tokens; None without padding.
         scale: factor applied to the products.
         lengths: (b,) on the host, number of real tokens of each sequence; None if unknown on the host.
         only_padding: whether `mask` is equivalent to `rows`.

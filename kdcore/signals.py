@@ -321,7 +321,7 @@ class Batch:
 
     Attributes:
         input_ids: (B, L) int64.
-        attention_mask: (B, L) bool, true on real tokens; None if there is no padding.
+        attention_mask: (B, L) bool, true on real tokens; None without padding.
         lengths: (B,) int64 NumPy array, number of real tokens in each sequence; stays on the host.
         token_index: (N,) int64, flat positions `row * L + column` of the real tokens.
         masked_index: (M,) int64, flat positions whose token is to be predicted.
@@ -472,7 +472,7 @@ class HeadChunk:
     Attributes:
         states: (b, A, l, d_k).
         mask: the block's mask, broadcastable to (b, A, l, l): bool or additive; None if nothing is masked.
-        rows: (b, l) bool, true on real tokens; None if there is no padding.
+        rows: (b, l) bool, true on real tokens; None without padding.
         scale: the block's scale factor for `query @ key^T`.
         lengths: (b,) NumPy array, number of real tokens of each sequence, for processing sequences one by one; None if
             unknown.

@@ -62,7 +62,7 @@ def head_outputs(network: Any, states: Tensor, mask: Tensor | None, pooled: Tens
     Args:
         network: a network of an Auto class whose output has `logits`.
         states: (B, L, d) last hidden states.
-        mask: (B, L) true on real tokens; None if there is no padding.
+        mask: (B, L) true on real tokens; None without padding.
         pooled: (B, d) output of the base model's pooler; None if the head does not read it.
 
     Returns:

@@ -54,7 +54,7 @@ class FusedDisentangledAttention(nn.Module):
 
         Args:
             hidden_states: (B, L, d).
-            attention_mask: bool, broadcastable to (B, A, L, L); None if there is no padding.
+            attention_mask: bool, broadcastable to (B, A, L, L); None without padding.
             output_attentions: must be false, because the kernel does not return probabilities.
             query_states: must be None: queries are projections of `hidden_states`.
             relative_pos: (1, L, L) distance of query and key, or its bucket.

@@ -20,7 +20,7 @@ class BlockAttention:
         query: (B, A, L, d_k).
         key: like `query`.
         mask: the block's mask with four axes, broadcastable to (B, A, L, L): bool or additive; or None.
-        rows: (B, L) bool, true on real tokens; None if there is no padding.
+        rows: (B, L) bool, true on real tokens; None without padding.
         scale: factor on the products.
     """
 

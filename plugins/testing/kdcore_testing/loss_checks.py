@@ -53,7 +53,7 @@ def compute_loss(
             `query`, `key`, `value`, lists with one array (B, A, L, d_k) per block, `logits` (B, L, V), `classes`
             (B, C), and `outputs`, a mapping from names of heads to arrays (B, C) or (B, L, C).
         teacher: the same for the teacher; None for a loss without a teacher.
-        attention_mask: (B, L), 1 on real tokens; None if there is no padding.
+        attention_mask: (B, L), 1 on real tokens; None without padding.
         labels: (B, L) tokens to be predicted, -100 elsewhere; or (B,) classes or numbers, the batch's column `labels`.
         sample_ids: (B,), the batch's column `sample_ids`.
         columns: additional columns of the batch by name: arrays (B, ...), or (B, L) for columns of level `token`.
