@@ -83,7 +83,7 @@ def _is_of_a_plugin(module: str) -> bool:
 
 
 def _package_of(module: str) -> str | None:
-    """Return name and version of the component package that contains a module; None for kdcore and other packages."""
+    """Return the name and version of a module's component package; None for kdcore and other packages."""
     top = module.partition(".")[0]
     for registry in ALL.values():
         for entry in registry.entries():

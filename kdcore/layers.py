@@ -61,7 +61,7 @@ def resolve_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) 
 
 
 def resolve_block_pairs(layers: LayerPairs, teacher_layers: int, student_layers: int) -> list[tuple[int, int]]:
-    """Resolve (teacher, student) pairs of blocks for signals that the embeddings do not have, such as attention.
+    """Resolve (teacher, student) pairs of blocks for signals that only blocks have, such as attention.
 
     Raises:
         InputError: as in `resolve_pairs`, or a pair contains the embeddings.

@@ -23,7 +23,7 @@ def check_points(key: str, value: float | Sequence[tuple[float, float]]) -> None
 
 
 def value_at(value: float | Sequence[tuple[float, float]], fraction: float) -> float:
-    """Return a scheduled value at a fraction of the budget.
+    """Return a scheduled value at a given fraction of the budget.
 
     Args:
         value: a constant; or points (fraction, value), which are interpolated linearly. Before the first and after the

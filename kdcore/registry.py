@@ -194,8 +194,8 @@ class Registry:
             sources: import files whose registrations are considered; all if None.
 
         Raises:
-            PluginError: the name is unknown, provided by several packages of equal rank, or its package needs another
-                kdcore version.
+            PluginError: the name is unknown or is provided by several packages of equal rank, or its package needs a
+                different version of kdcore.
         """
         registered = self._registered.get(name, ())
         classes = [one for one in registered if one.source is None or sources is None or one.source in sources]
@@ -430,7 +430,7 @@ def _load(entry: Entry) -> Any:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error and the line that raised it, as one line of text."""
+    """Return one line of text that describes an error and names the line that raised it."""
     text = f"{type(error).__name__}: {error}".replace("\n", " ").strip().removesuffix(":")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.exists(frame.filename)]
     frames = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
@@ -538,7 +538,7 @@ def _unmet_requirement(distribution: metadata.Distribution, above: tuple[str, ..
     Args:
         distribution: the package whose requirements are checked.
         above: canonical names of the chain of dependent packages, from the one first checked to `distribution`. The
-            first package's requirement for kdcore itself is skipped, because it has a separate message.
+            first package's requirement for kdcore itself is skipped, because it is reported by a separate message.
     """
     for requirement in _requirements(distribution):
         name = canonicalize_name(requirement.name)

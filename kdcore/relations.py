@@ -13,7 +13,7 @@ scores);
 - the teacher's softmax is restricted to keys that both models attend to, because the student cannot learn from other
   keys. With equal masks this is the plain definition; a student with a narrower window is compared with the teacher's
   distribution within that window, which avoids an infinite divergence;
-- squared differences are over keys that both models attend to; a query without common keys contributes 0.
+- squared differences are summed over keys that both models attend to; a query without common keys contributes 0.
 """
 
 from __future__ import annotations

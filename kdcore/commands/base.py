@@ -76,7 +76,7 @@ class ExportOption(ABC):
 class JobQueue(ABC):
     """A scheduler's queue of jobs, such as SLURM's (registry `kdcore.job_queues`).
 
-    `kdcore runs list` reads every installed queue to distinguish queued from lost runs.
+    `kdcore runs list` queries every installed queue to distinguish queued runs from lost ones.
     """
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Import the components of one package in a separate process, for `kdcore plugins check`.
 
 The arguments are `group=package:name`. The process prints and flushes one line of JSON per argument. If importing a
-component terminates the process, its missing line identifies it.
+component terminates the process, the first missing line identifies that component.
 """
 
 from __future__ import annotations

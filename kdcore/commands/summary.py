@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class SummaryCommand(Command):
     """Print a short table about a finished run.
 
-    It lists losses, scores and sizes, and rows that the task and installed packages add. For example, kdcore-evaluation
-    adds inference speed and the similarity of the student's embeddings to the teacher's.
+    It lists losses, scores and sizes, plus rows added by the task and by installed packages. For example,
+    kdcore-evaluation adds inference speed and the similarity of the student's embeddings to the teacher's.
     """
 
     help = "summarise a finished run: losses, scores, size, comparison with the teacher"

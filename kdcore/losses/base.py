@@ -22,7 +22,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class LossConfig(ComponentConfig):
-    """Common keys of every entry of `losses`; the `Config` of a loss adds further keys."""
+    """Keys common to all entries of `losses`; the `Config` of a loss adds further keys."""
 
     name: str = Field(description="Registered name of the loss; default: the entry's label.")
     label: str = Field(description="Key of the entry in the map `losses`, used in the names of metrics.")
@@ -48,7 +48,7 @@ class LossConfig(ComponentConfig):
         return self
 
     def weight_at(self, fraction: float) -> float:
-        """Return the weight at a fraction of the budget; 0 if the loss is inactive and therefore not computed."""
+        """Return the weight at a given fraction of the budget; 0 if the loss is inactive and therefore not computed."""
         start, end = self.active
         if fraction < start or (fraction >= end and end < 1.0):
             return 0.0
@@ -109,7 +109,7 @@ class Loss(ABC, nn.Module):
 
     @abstractmethod
     def forward(self, student: Signals, teacher: Signals | None, batch: Batch) -> dict[str, Tensor]:
-        """Return the sum of each term over this micro-batch as scalars of at least float32, with the keys of `counts`.
+        """Return each term's sum over this micro-batch, a scalar of at least float32, under the same keys as `counts`.
 
         `teacher` is None if no loss requests signals of the teacher.
         """
@@ -170,7 +170,7 @@ def require_teacher(config: LossConfig, teacher: ModelInfo | None) -> ModelInfo:
 def require_head(config: LossConfig, model: ModelInfo, name: str, whose: str) -> Head:
     """Return a model's head.
 
-    A loss that only requests the head's outputs does not need this check: kdcore refuses requests for missing heads.
+    A loss that only requests the head's outputs does not need this check: kdcore rejects requests for missing heads.
 
     Args:
         config: config of the loss.

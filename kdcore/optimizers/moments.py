@@ -79,7 +79,7 @@ class MomentOptimizer(TorchOptimizer):
 def average(
     group: dict[str, Any], gradients: list[Tensor], averages: list[Tensor], squares: list[Tensor]
 ) -> list[Tensor]:
-    """Update both averages in place, and return the roots of the averaged squares as new tensors."""
+    """Update both averages in place, and return the square roots of the averaged squares as new tensors."""
     beta1, beta2 = group["betas"]
     torch._foreach_lerp_(averages, gradients, 1 - beta1)
     torch._foreach_mul_(squares, beta2)

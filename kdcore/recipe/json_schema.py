@@ -114,7 +114,7 @@ def _with_key(section: Schema, key: Schema) -> Schema:
 
 
 def _any_of(group: str, default: str | None) -> Schema:
-    """Return a placeholder for any component of a group, or null, which removes an inherited value.
+    """Return a placeholder that stands for any component of a group, or for null, which removes an inherited value.
 
     The section of the component `default` may omit `name`.
     """

@@ -316,7 +316,7 @@ class Recipe:
 
 
 def recipe_problems(data: Mapping[str, Any]) -> list[Problem]:
-    """Check the core's keys of a recipe that is not in a file yet. Keys of components are not checked.
+    """Check the core's keys of a recipe that has not been saved to a file. Keys of components are not checked.
 
     Args:
         data: keys and values of the recipe.

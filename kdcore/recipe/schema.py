@@ -347,7 +347,7 @@ class EarlyStopping(ComponentConfig):
         return self
 
     def is_over(self, watched: Mapping[str, float], waited: int) -> bool:
-        """Return whether patience is used up after `waited` validations since the best value in `watched`."""
+        """Return whether patience is exhausted after `waited` validations since the best value in `watched`."""
         return self.patience is not None and self.metric in watched and waited >= self.patience
 
 

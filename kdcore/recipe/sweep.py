@@ -88,7 +88,7 @@ def read_axes(texts: Sequence[str]) -> dict[str, list[str]]:
     """Read the axes of `--sweep`, each given as `key=value,value` or as a file. Values are written as in overrides.
 
     Raises:
-        InputError: an axis is malformed, empty or duplicate.
+        InputError: an axis is malformed, empty or duplicated.
     """
     axes: dict[str, list[str]] = {}
     for text in texts:

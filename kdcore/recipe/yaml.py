@@ -245,7 +245,7 @@ def _parse(text: str, origin: Origin) -> Node | None:
 
 
 def _refuse_deep_brackets(text: str, origin: Origin) -> None:
-    """Reject deep nesting before scanning, because the scanner's time grows with the square of the depth."""
+    """Reject deep nesting before scanning, because the scanning time grows with the square of the depth."""
     depth = 0
     for bracket in _BRACKET.finditer(text):
         depth = depth + 1 if bracket[0] in "[{" else max(0, depth - 1)

@@ -95,7 +95,7 @@ def distil(
         data: texts (any iterable of str), a `datasets.Dataset`, a file or folder of text, JSON Lines or Parquet, a
             folder of prepared data, or a data recipe (a map or its file).
         layers: number of blocks of the student, which are initialized from evenly spaced blocks of the teacher.
-        losses: names of losses, or the recipe's section `losses`; default: chosen by the kind of teacher.
+        losses: names of losses, or the recipe's section `losses`; default: chosen according to the kind of teacher.
         hours: hours of training; default: the budget in `settings`, or 10 passes over the text, at most 1 hour.
         column: column of the text in a Dataset, and key of the text in JSON Lines and Parquet.
         max_texts: number of texts to read from an iterable without a length, which may be endless.

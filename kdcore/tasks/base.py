@@ -47,7 +47,7 @@ class Task(ABC):
     Attributes:
         config: the section `task` of the recipe, as `completed` returned it.
         seed: the recipe's seed.
-        masks_tokens: whether batches have tokens to be predicted; if False, losses on masked positions are refused.
+        masks_tokens: whether batches have tokens to be predicted; if False, losses on masked positions are rejected.
         columns: the columns of its batches, by name; a task with scores needs `sample_ids`.
         order: `global`: all samples in one random order, distributed over the processes, so that results do not
             depend on their number;
@@ -141,14 +141,14 @@ class Task(ABC):
         """
 
     def batch_at(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float) -> Batch:
-        """Build a training batch at a fraction of the budget. Override it if batches change during training.
+        """Build a training batch at a given fraction of the budget. Override it if batches change during training.
 
         By default, and always at fraction 1, this is the batch that `batch` returns, which is also used for validation.
         """
         return self.batch(split, samples, epochs)
 
     def scheduled(self, fraction: float) -> dict[str, float]:
-        """Return the values of scheduled settings at a fraction of the budget, by their names in metrics."""
+        """Return the values of scheduled settings at a given fraction of the budget, by their names in metrics."""
         return {}
 
     def draw(self, split: Split, samples: np.ndarray, epochs: np.ndarray, fraction: float = 1.0) -> Batch:

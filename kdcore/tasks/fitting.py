@@ -46,7 +46,7 @@ def check_fit(
 
     Raises:
         DataError: sequences are too long, the vocabulary of a model differs from the data's, its tokenizer treats text
-            differently, or its positions depend on another padding id.
+            differently, or its positions depend on a different padding id.
     """
     for whose, model in (("teacher", teacher), ("student", student)):
         if model is None:

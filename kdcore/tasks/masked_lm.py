@@ -254,7 +254,7 @@ class MaskedLM(Task):
         )
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer that prepared the data, with the settings of the recipe's own tokenizer.
+        """Write the tokenizer that was used to prepare the data, with the settings of the recipe's own tokenizer.
 
         Prepared data is shared by tokenizers that differ only in settings such as the maximum length.
         """

@@ -16,7 +16,7 @@ from kdcore.signals import ModelInfo
 
 
 class TransformConfig(ComponentConfig):
-    """Common keys of every entry of `stages`; the `Config` of a transform adds further keys."""
+    """Keys common to all entries of `stages`; the `Config` of a transform adds further keys."""
 
     at: Share = Field(description="Fraction of the budget after which the stage begins.")
 

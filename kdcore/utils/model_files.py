@@ -29,10 +29,10 @@ class _WeightIndex(BaseModel):
 
 
 def check_model_files(folder: Path) -> None:
-    """Check config.json and the indexes of weights in a folder. For a hub name, nothing is checked.
+    """Check config.json and the weight indexes in a folder. For a hub name, nothing is checked.
 
     Raises:
-        DataError: a file is not JSON, is nested too deeply or has a value of another type, or an index names a file
+        DataError: a file is not JSON, is nested too deeply or has a value of the wrong type, or an index names a file
             outside the folder.
     """
     config = folder / "config.json"

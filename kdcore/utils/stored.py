@@ -1,4 +1,4 @@
-"""Read JSON files that may be damaged or come from elsewhere; their types are checked with pydantic."""
+"""Read JSON files that may be damaged or come from elsewhere; the types of their values are checked with pydantic."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def read_json_object(path: Path, schema: type[T], *, hint: str | None = None) ->
     """Read a file with one JSON value of a type that pydantic can check. Unknown keys are ignored.
 
     Raises:
-        DataError: the file cannot be read, is not JSON, or a value is missing or of another type; the message names
+        DataError: the file cannot be read, is not JSON, or a value is missing or of the wrong type; the message names
             each key.
     """
     try:
@@ -150,7 +150,7 @@ def open_regular(path: Path) -> Any:
 
 
 def read_small_file(path: Path) -> bytes:
-    """Read a file of metadata.
+    """Read a metadata file.
 
     Raises:
         OSError: the file cannot be read, is not a regular one, or is larger than any file that a run writes.

@@ -75,7 +75,7 @@ class Supervisor:
             environment: its complete environment; None to inherit this process's.
             stdin: its standard input; None to inherit this process's.
             output: file for standard output and standard error; None to inherit both.
-            end_with_parent: kill it when this process ends, even after SIGKILL. Linux only.
+            end_with_parent: kill it when this process ends, even if by SIGKILL. Linux only.
 
         Raises:
             OSError: the program cannot be started.
@@ -146,7 +146,7 @@ class Supervisor:
 
 
 def kill_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends, even after SIGKILL. This has an effect only on Linux."""
+    """Let the kernel kill this process when its parent ends, even if by SIGKILL. This has an effect only on Linux."""
     if _libc is not None:
         _libc.prctl(_SET_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
 
