@@ -83,7 +83,7 @@ class Part:
 
 
 class CorpusConfig(ComponentConfig):
-    """Base of a reader's `Config`: the keys that every entry under `corpora` may have."""
+    """Base class of a reader's `Config`: the keys that every entry under `corpora` may have."""
 
     weight: float = Field(
         1.0, gt=0, description="How often each sequence appears in an epoch; 0.5 uses the two halves alternately."

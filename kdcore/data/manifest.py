@@ -94,8 +94,8 @@ class SplitEntry(_Stored):
     `tokens` counts the tokens of the text without [CLS], [SEP] and [PAD]; `sentences` is None if sentences were not
     detected, and `alignment` is None if the rows contain the tokens of only one tokenizer. `text_characters` counts all
     characters of the text, `visible_characters` all except white space, `unknown_characters` those inside [UNK].
-    `repeated_documents` counts documents that equal an earlier document of the split except for case, white space and
-    punctuation. The last four counts are None for rows of token ids and in older manifests.
+    `repeated_documents` counts documents that differ from an earlier document of the split at most in case, white space
+    and punctuation. The last four counts are None for rows of token ids and in older manifests.
     """
 
     documents: int = 0

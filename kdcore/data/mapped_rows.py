@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class MappedRows:
-    """Gather rows of many arrays of the same type and width, with consecutive row numbers across all arrays.
+    """Gather rows of many arrays of the same type and width; rows are numbered consecutively across all arrays.
 
     NumPy needs a few microseconds per indexed array, and a random batch touches hundreds of files. Therefore all arrays
     are viewed as one array from the first mapped address to the last. Rows are copied from it by address, as blocks of

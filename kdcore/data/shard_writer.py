@@ -20,11 +20,11 @@ SHARD_BATCHES = 16
 
 
 class ShardWriter:
-    """Write rows, starting a new file when the last one is large enough. Files are written atomically.
+    """Write rows, starting a new file when the current one is large enough. Files are written atomically.
 
     Args:
         folder: folder to write the files to.
-        name: name of the first file, without its suffix; further ones are numbered.
+        name: name of the first file, without its suffix; the names of later files are numbered.
         sequence_length: number of columns in a row.
         dtype: type of ids.
         teacher_dtype: type of the teacher's ids, if the rows also contain the teacher's tokens.

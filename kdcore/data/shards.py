@@ -8,8 +8,8 @@
       held_out-00000.arrow ...
 
 A row is one sequence, padded to `sequence_length`; its length is stored with it. Masks drawn by another program are
-stored as well. If the teacher has another tokenizer, each row also contains the teacher's tokens of the same text, and
-a unit number for every token of both models.
+stored as well. If the teacher has a different tokenizer, each row also contains the teacher's tokens of the same text,
+and a unit number for every token of both models.
 """
 
 from __future__ import annotations

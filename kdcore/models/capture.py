@@ -82,7 +82,7 @@ class CallCapture(Capture):
         self.calls = 0
 
     def tap(self, tap: AttentionTap) -> None:
-        """Store the kernel inputs of the block with the number of this call, if requested."""
+        """Store the kernel inputs of the block whose number equals the number of this call, if requested."""
         if self.calls in self._tapped_blocks:
             self.attention[self.calls] = tap
         self.calls += 1

@@ -168,7 +168,7 @@ def student_config(base: Base | None, changes: Mapping[str, Any], architectures:
     their defaults. A relative (`Architecture.relatives`) is treated as the student's own architecture.
 
     Raises:
-        InputError: unknown keys, wrong types, inconsistent sizes, an unsupported architecture.
+        InputError: unknown keys, wrong types, inconsistent sizes, or an unsupported architecture.
     """
     lent = {} if base is None else _as_own(base.config.to_dict(), architectures)
     lent.pop("auto_map", None)  # the student does not use the base model's custom code

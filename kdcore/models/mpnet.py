@@ -23,7 +23,7 @@ def position_bias(encoder: Any, states: Tensor) -> Tensor:
 
 
 class FusedMPNetAttention(nn.Module):
-    """Replacement of transformers' `MPNetSelfAttention` with the same weights under the same names.
+    """Replacement for transformers' `MPNetSelfAttention` with the same weights under the same names.
 
     The relative position bias, shared by all blocks, becomes part of the mask.
     """

@@ -92,10 +92,10 @@ class AttentionPath:
 
 
 def choose_attention_path(call: AttentionCall, kernels: AttentionKernels) -> AttentionPath:
-    """Choose the fastest way to compute attention on packed sequences that these calls and kernels allow.
+    """Choose the fastest method that these calls and kernels allow for attention on packed sequences.
 
-    If necessary, heads are padded to a multiple of 8, instead of padding sequences to equal lengths. Kernels pad heads
-    to 32, 64 or 128 internally, so the only extra cost is a copy of query, key and value.
+    If necessary, heads are padded to a multiple of 8, which avoids padding sequences to equal lengths. Kernels pad
+    heads to 32, 64 or 128 internally, so the only extra cost is a copy of query, key and value.
     """
     size = -(-call.head_size // _HEAD_SIZE_STEP) * _HEAD_SIZE_STEP
     if kernels.device == "cpu":
@@ -123,7 +123,7 @@ def choose_attention_path(call: AttentionCall, kernels: AttentionKernels) -> Att
 
 
 def _missing_in_varlen(call: AttentionCall, size: int, names: frozenset[str] | None) -> str | None:
-    """Describe a feature that torch's `varlen_attn` lacks for these calls; None if it lacks none."""
+    """Describe a feature that these calls need but torch's `varlen_attn` lacks; None if there is none."""
     if names is None:
         return f"torch {torch.__version__} has no varlen_attn"
     if call.dropout:

@@ -84,7 +84,7 @@ def load_weights(
     trust: bool,
     dtype: torch.dtype = torch.float32,
 ) -> Loaded:
-    """Load weights in one precision; run their custom code only if `trust` is set.
+    """Load weights in one precision; run the model's custom code only if `trust` is set.
 
     Args:
         auto: the Auto class of transformers.

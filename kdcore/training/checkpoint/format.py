@@ -110,7 +110,7 @@ def step_of(folder: Path) -> int:
 
 
 def all_checkpoints(run_folder: Path) -> list[Path]:
-    """List the folders of all checkpoints, good or not, from the oldest step to the newest."""
+    """List the folders of all checkpoints, including damaged ones, from the first step to the last."""
     found = (path for path in (run_folder / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name))
     return sorted(found, key=step_of)
 
@@ -270,7 +270,7 @@ def require_good(folder: Path) -> None:
     """Reject a checkpoint that is damaged or contains foreign content.
 
     Raises:
-        InputError: a file is bad; the message names each one and its problem.
+        InputError: files are damaged or foreign; the message names each one and its problem.
     """
     _refuse_newer(folder)
     problems = problems_of(folder)

@@ -225,7 +225,7 @@ def latest_checkpoint(run_folder: Path, processes: DistributedContext) -> Path |
 
 
 def check_layout(folder: Path, zero_stage: int) -> None:
-    """Reject a checkpoint that cannot be loaded at a ZeRO stage. The number of processes may differ.
+    """Reject a checkpoint that cannot be loaded at this ZeRO stage. The number of processes may differ.
 
     Raises:
         InputError: the checkpoint was written at a different stage.
@@ -242,7 +242,7 @@ def check_layout(folder: Path, zero_stage: int) -> None:
 def load_checkpoint(
     folder: Path, engine: Engine, processes: DistributedContext
 ) -> tuple[TrainingState, dict[str, Any]]:
-    """Restore engine and random states; return the states of the loop and of this process.
+    """Restore the engine and the random states; return the states of the loop and of this process.
 
     If a different number of processes wrote the checkpoint, stored sums are assigned to process 0, and the random state
     of each process is derived from process 0's state and the process's rank.

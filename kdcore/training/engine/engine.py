@@ -176,7 +176,7 @@ class CarriedState:
 
     Attributes:
         weights: float32 weights, and buffers, by name in the module, on the CPU.
-        optimizer: the optimizer's state of each trained parameter by the parameter's name. Tensors of the parameter's
+        optimizer: the optimizer's state for each trained parameter, by the parameter's name. Tensors of the parameter's
             shape are on the CPU.
         shapes: shape of each trained parameter.
         loss_scaler: DeepSpeed's loss scaler in fp16; otherwise None.
@@ -191,7 +191,7 @@ class CarriedState:
 
 
 class Engine:
-    """Run forward, backward and update through DeepSpeed, and move weights and state in and out of it."""
+    """Run forward, backward and update through DeepSpeed, and move weights and state into and out of it."""
 
     def __init__(
         self,
@@ -563,7 +563,7 @@ class Engine:
         return writer.written
 
     def unsaveable(self) -> str | None:
-        """Find state that cannot be stored because it is neither tensors nor plain values; None if there is none.
+        """Find state that cannot be stored because it is neither a tensor nor a plain value; None if there is none.
 
         Returns:
             Its location and type: extra state of a loss or the student, or an entry of the optimizer's state.
@@ -851,7 +851,7 @@ def float32_student_of(folder: Path, stage: int) -> dict[str, Tensor]:
 
 
 def float32_weights_of(folder: Path, stage: int) -> dict[str, Tensor]:
-    """Read all weights in float32, including the losses' weights, from a folder of `Engine.save`, without an engine.
+    """Read all weights in float32, including those of losses, from the output of `Engine.save`, without an engine.
 
     Raises:
         InputError: the folder is incomplete.

@@ -34,7 +34,7 @@ _NAMELESS = {"STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "N
 
 
 def foreign_names(path: Path) -> list[str]:
-    """List the foreign names in a file, such as `posix.system`, sorted; empty for a good file.
+    """List the foreign names in a file, such as `posix.system`, sorted; empty if there are none.
 
     Raises:
         ValueError: the file does not have the format of `torch.save`.

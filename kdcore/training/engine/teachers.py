@@ -207,7 +207,7 @@ class FrozenTeachers:
 def requests_of_models(
     requests: Mapping[str, SignalRequest], composites: Mapping[str, CompositeTeacher]
 ) -> dict[str, SignalRequest]:
-    """Replace requests to composite teachers by requests to their members; empty requests are left out."""
+    """Replace requests to composite teachers with requests to their members; empty requests are left out."""
     found: dict[str, SignalRequest] = {}
     for label, request in requests.items():
         for member in composites[label].members if label in composites else (label,):

@@ -1,4 +1,4 @@
-"""Detect divergence: NaN and infinity in losses, gradients and weights, an exhausted loss scale, loss spikes.
+"""Detect divergence: NaN and infinity in losses, gradients and weights, an exhausted loss scale, and loss spikes.
 
 No check synchronises with the device in the middle of training. Values are recorded on the device and read where a
 synchronisation happens anyway: for a row of metrics, before a checkpoint, or in a skipped step.

@@ -95,7 +95,7 @@ def _bar_class() -> type[tqdm[None]]:
 
 
 class Monitor:
-    """Show and record the events of a run; without effect on processes other than 0."""
+    """Show and record the events of a run; this has no effect on processes other than 0."""
 
     def __init__(self, run_folder: Path, trackers: Sequence[Tracker], *, is_main: bool) -> None:
         self._trackers = trackers

@@ -273,7 +273,7 @@ class Trainer:
             window.weighted[term] = window.weighted.get(term, 0.0) + value.double() * weights[term.label]
 
     def _after_step(self, progress: Progress) -> Iterator[Event]:
-        """Log, validate, export, checkpoint. The checkpoint is last so that it records the other actions."""
+        """Log, validate, export and write a checkpoint, which comes last so that it records the other actions."""
         before, self.done = self.done, progress
         if self.step % self.settings.logging.every == 0:
             yield from self._log(progress)
@@ -300,7 +300,7 @@ class Trainer:
             yield self._save()
 
     def _exchange(self, batches: StepBatches) -> Callable[[], dict[Any, float]]:
-        """Start to read the teachers' signals and to all-reduce counts and stop requests, in a background thread.
+        """Start reading the teachers' signals and all-reducing counts and stop requests, in a background thread.
 
         With several processes, a stop request takes effect one step later than with one process.
         """
@@ -428,7 +428,7 @@ class Trainer:
             yield self.export(f"budget-{share:g}", now)
 
     def export(self, name: str, progress: Progress) -> ExportEvent:
-        """Export the student to the folder of that name below `exports`; every process must call this."""
+        """Export the student to the folder `name` below `exports`; every process must call this."""
         self.watchdog.tick(f"the export after step {self.step}")
         self.divergence.check_weights(self.step)
         validation = self.last_validation if self.validated_step == self.step else None

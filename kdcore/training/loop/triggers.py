@@ -1,4 +1,6 @@
-"""Decide when validation, checkpoints and exports are due. All processes decide alike, because they agree on progress.
+"""Decide when validation, checkpoints and exports are due.
+
+All processes make the same decisions, because they agree on progress.
 
 An action is due in a step in which the progress (in steps or time) reaches one of its due points. Therefore, regardless
 of restarts, no action is skipped, and an action that was due before a checkpoint is never repeated after it.
@@ -51,7 +53,7 @@ class Triggers:
         return bool(_between(self.checkpoint_settings.keep_at, before, now))
 
     def exports(self, before: Progress, now: Progress) -> list[float]:
-        """Return the fractions of the budget at which the student is to be exported now."""
+        """Return the fractions of the budget whose exports are due now."""
         return _between(self.checkpoint_settings.export_at, before, now)
 
     def _passed(self, every: Every, before: Progress, now: Progress) -> bool:

@@ -213,7 +213,7 @@ def _auto_class(student: Encoder, plan: Plan) -> str:
 
 
 def _repeatable(recipe: Recipe) -> Any:
-    """Return the recipe's keys with the packages of components, and without folders of this machine.
+    """Return the recipe's keys with the packages of components, but without folders on this machine.
 
     A teacher that can compute its signals is listed without its cache, which exists on this machine only.
     """

@@ -308,7 +308,7 @@ def _differences(before: Any, now: Any, key: str = "") -> dict[str, tuple[Any, A
 
 
 def _is_equal(before: Any, now: Any, key: str) -> bool:
-    """Compare two values of a recipe; `name` and `package:name` of one component are equal."""
+    """Compare two values of a recipe; `name` and `package:name` count as equal if they name the same component."""
     if isinstance(before, dict) and isinstance(now, dict):
         return before.keys() == now.keys() and all(_is_equal(before[name], now[name], name) for name in before)
     if isinstance(before, list) and isinstance(now, list):

@@ -1,4 +1,4 @@
-"""Find runs and read their status from their folders, without torch and without affecting them."""
+"""Find runs and read their status from their folders, without importing torch or affecting the runs."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def run_status(folder: Path, queue: Mapping[str, str] | None = None) -> RunStatus:
-    """Read the status of a run from its folder, without torch and without affecting the run.
+    """Read the status of a run from its folder, without importing torch or affecting the run.
 
     Args:
         folder: the run folder.

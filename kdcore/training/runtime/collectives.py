@@ -47,7 +47,7 @@ def broadcast_from_main(processes: DistributedContext, decide: Callable[[], T]) 
 
 
 def all_gather(processes: DistributedContext, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """Gather the value of every process, on every process.
+    """Gather the values of all processes on every process.
 
     Raises:
         InfrastructureError: another process has exited.

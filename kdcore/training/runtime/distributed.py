@@ -96,7 +96,7 @@ def device_index(local_rank: int, processes: int | None, devices: int, *, restri
         local_rank: number of the process on its machine.
         processes: number of processes on this machine; None if unknown.
         devices: number of devices that this process can see.
-        restricted: whether the environment restricts the visible devices, such as CUDA_VISIBLE_DEVICES.
+        restricted: whether an environment variable, such as CUDA_VISIBLE_DEVICES, restricts the visible devices.
 
     Raises:
         InputError: there are more processes than devices.
@@ -178,7 +178,7 @@ def start_processes() -> DistributedContext:
 def _check_environment() -> None:
     """Reject incomplete launcher variables, which would make torch hang or fail with an obscure error.
 
-    A single process needs no address; accelerate sets its rank without one in the environment.
+    A single process needs no address; accelerate sets its rank but no address in the environment.
     """
     needed = _VARIABLES[:2] if os.environ.get("WORLD_SIZE") == "1" else _VARIABLES
     missing = [name for name in needed if not os.environ.get(name)]
@@ -249,7 +249,7 @@ def _leave() -> None:
 
 @contextmanager
 def without_leaving() -> Iterator[None]:
-    """After an exception, let the process end without closing its groups, because NCCL needs all processes for that."""
+    """Let the process end after an exception without closing its groups, because NCCL needs all processes for that."""
     try:
         yield
     except GeneratorExit:

@@ -114,7 +114,7 @@ def _end_the_others(supervisor: Supervisor) -> dict[int, str]:
     They receive SIGTERM first, so that a compiler can release its lock, and then SIGKILL together with their children.
 
     Returns:
-        The ranks that had to be ended, with their states.
+        The ranks that did not end by themselves, with their states.
     """
     silent = {supervisor.processes.index(each): _state(each.pid) for each in supervisor.wait(_GRACE_SECONDS)}
     supervisor.stop(0.0 if all(state == _STOPPED for state in silent.values()) else _GRACE_SECONDS)

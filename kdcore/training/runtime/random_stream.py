@@ -12,10 +12,10 @@ import torch
 
 
 class RandomStream:
-    """A stream of random numbers of Python, NumPy and torch that starts as a copy of the current one.
+    """A stream of random numbers for Python, NumPy and torch that starts as a copy of the current one.
 
-    Drawing or seeding in this stream does not change the run's dropout. Generators keep their states on the host, so
-    this never waits for a device.
+    Drawing from this stream or seeding it does not change the run's dropout. Generators keep their states on the host,
+    so this never waits for a device.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Shut down gracefully: during training, a signal sets a flag, and the run stops after the step with a checkpoint."""
+"""Shut down gracefully: a signal during training sets a flag; after the step, the run writes a checkpoint and stops."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class GracefulShutdown:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Restore other code's handlers within the context; the leaving thread then handles signals, if it can."""
+        """Restore other code's handlers within the context; on exit, the current thread handles signals, if it can."""
         self._uninstall()
         try:
             yield

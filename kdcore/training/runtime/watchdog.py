@@ -31,13 +31,13 @@ _entered: list[Watchdog] = []
 
 
 class Watchdog:
-    """End this process with exit code 1 from a thread if it makes no progress within the context.
+    """End this process with exit code 1, from another thread, if it makes no progress within the context.
 
     Before that, the stacks of all threads are written to stderr and to the run's log. The limit is half an hour until
     the first step or validation batch is done. Afterwards, it is the recipe's `training.stall_minutes`; the default is
     20 times the duration of the slowest step, validation batch or checkpoint so far, and at least 10 minutes.
 
-    Time counts only while this process runs: the thread sums short slices that it has observed, so that the time of a
+    Time counts only while this process runs: the thread adds up short intervals that it has observed, so the time of a
     suspended process or a sleeping laptop does not count.
     """
 
@@ -48,7 +48,7 @@ class Watchdog:
 
         Args:
             stall_minutes: the recipe's `training.stall_minutes`.
-            log_file: file to append stacks to; if it does not exist, they only go to stderr.
+            log_file: file to append stacks to; if it does not exist, they are written to stderr only.
             show: function that another thread calls with the current phase about once a second. If it hangs or raises
                 an error, process and watchdog continue.
         """
