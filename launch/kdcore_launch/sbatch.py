@@ -58,7 +58,7 @@ class Submission:
         return self.jobs[0].profile
 
     def __post_init__(self) -> None:
-        """Refuse strings that would break a line of a batch script.
+        """Reject strings that would break a line of a batch script.
 
         Raises:
             InputError: a string contains a control character; the message names it.

@@ -100,7 +100,7 @@ def prepare_submission(
     *,
     dry: bool,
 ) -> Submission:
-    """Build the submission of a data preparation, with one process per task and its records next to the data.
+    """Build the submission of a data preparation, with one process per task; its records are stored next to the data.
 
     Raises:
         InputError: the data recipe or the folder is invalid.

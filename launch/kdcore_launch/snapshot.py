@@ -73,7 +73,7 @@ def copy_data_recipe(recipe: str, overrides: Sequence[str], folder: Path) -> Pat
 
 
 def _distributions() -> Iterator[tuple[metadata.Distribution, list[str]]]:
-    """Yield kdcore and every package with components for it once, together with the names of its modules."""
+    """Yield kdcore and every package that has components for it, each once, with the names of its modules."""
     seen: set[str] = set()
     for distribution in metadata.distributions():
         points = [point for point in distribution.entry_points if point.group.startswith(_GROUP)]

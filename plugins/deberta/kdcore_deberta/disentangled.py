@@ -97,7 +97,7 @@ class FusedDisentangledAttention(nn.Module):
 
 
 def run_blocks(encoder: Any, hidden_states: Tensor, attention_mask: Tensor, **kwargs: Any) -> BaseModelOutput:
-    """Replace the encoder's forward pass, to run any number of blocks, without a mask if there is no padding.
+    """Replace the encoder's forward pass: run any number of blocks, and omit the mask if there is no padding.
 
     Args:
         encoder: transformers' `DebertaV2Encoder`.

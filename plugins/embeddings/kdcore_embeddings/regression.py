@@ -159,7 +159,7 @@ def require_equal_widths(config: LossConfig, teacher: ModelInfo | None, student:
 
 
 def require_widths(config: LossConfig, dimensions: Sequence[int] | None, width: int) -> None:
-    """Refuse dimensions to which the student's embeddings, with `width` components, cannot be truncated.
+    """Reject dimensions to which the student's embeddings, with `width` components, cannot be truncated.
 
     Raises:
         InputError: a dimension is not smaller than `width`.

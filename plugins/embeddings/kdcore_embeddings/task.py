@@ -215,7 +215,7 @@ class Embeddings(Task):
         return tokenizer.encode(texts or part.texts, [first, *[prompts.document] * (part.width - 1)] * len(part))
 
     def _check_prompts(self) -> None:
-        """Refuse prompts that leave no tokens for texts."""
+        """Reject prompts that leave no tokens for texts."""
         sides = (
             ("", self.student_tokenizer, self._prompts),
             ("teacher_", self.teacher_tokenizer, self._teacher_prompts),

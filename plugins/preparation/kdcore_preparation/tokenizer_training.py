@@ -106,7 +106,7 @@ def train_tokenizer(
 
 
 def check_free(folder: Path) -> None:
-    """Check that the folder is empty before text is read, which may take hours.
+    """Check that the folder is empty; called first, because reading the text may take hours.
 
     Raises:
         DataError: it is not a folder, or not empty.

@@ -155,7 +155,7 @@ def read_cache_manifest(folder: Path) -> CacheManifest:
     """Read the manifest of a complete cache, and compare it with its hash.
 
     Raises:
-        DataError: the folder is not a cache, is incomplete or damaged, or was written by another version.
+        DataError: the folder is not a cache, is incomplete or damaged, or was written by a different version.
     """
     path = folder / MANIFEST
     if not path.is_file():

@@ -24,7 +24,7 @@ class CacheReader:
         contents: the content of the cache.
 
     Raises:
-        DataError: the cache is incomplete, was written by another version, or a file has the wrong size.
+        DataError: the cache is incomplete, was written by a different version, or a file has the wrong size.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,7 +105,7 @@ class CacheReader:
         return found
 
     def _compare(self, batch: Batch, shards: list[MappedShard], inside: list[int], rows: CachedRows) -> None:
-        """Refuse a batch whose tokens differ from those whose signals are stored."""
+        """Reject a batch whose tokens differ from those whose signals are stored."""
         assert batch.samples is not None
         wrong = np.zeros(len(inside), bool)
         if batch.input_ids.device.type == "cpu":

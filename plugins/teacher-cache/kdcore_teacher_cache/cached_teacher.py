@@ -212,7 +212,7 @@ class CachedTeacher(Model):
         return automatic_readers(automatic_folder(self._task, teacher), self._task, teacher)
 
     def build_student(self, request: SignalRequest) -> Encoder:
-        """Refuse, because a cache cannot be a student."""
+        """Raise an error, because a cache cannot be a student."""
         raise InputError("a student cannot be read from a cache", key="student.name")
 
 
@@ -238,7 +238,7 @@ class CachedEncoder(Encoder):
         self._lock = Lock()
 
     def to(self, *arguments: Any, **options: Any) -> Self:
-        """Warn if signals have lower precision than training, because a live teacher would be cast to the latter."""
+        """Warn if signals have lower precision than training; a live teacher would be cast to training precision."""
         target = arguments[0] if arguments else None
         if isinstance(target, torch.dtype):
             for reader in self._readers:
@@ -315,7 +315,7 @@ class CachedEncoder(Encoder):
         """Do nothing: there is nothing to compile."""
 
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Refuse, because a cache has no weights."""
+        """Raise an error, because a cache has no weights."""
         raise InputError("a cached teacher has no weights to export")
 
 

@@ -302,7 +302,7 @@ def cache_signals(
         Whether the cache is complete.
 
     Raises:
-        DataError: the folder contains another cache, or another process is running this task.
+        DataError: the folder contains a different cache, or another process is running this task.
         InfrastructureError: the disk cannot hold the cache.
     """
     contents = recorder.contents

@@ -154,7 +154,7 @@ def attention_of(signals: Signals, names: Iterable[str]) -> dict[str, AttentionE
 
 
 def refuse_biased_scores(attention: Mapping[str, AttentionEntry], names: Collection[str]) -> None:
-    """Refuse queries together with keys of blocks whose scores have a bias, which a cache does not contain.
+    """Reject queries together with keys of blocks whose scores have a bias, which a cache does not contain.
 
     Relations of queries, of keys or of values do not depend on the bias, but scores do, and a loss that reads queries
     and keys may compute scores.
@@ -198,7 +198,7 @@ def _part(kind: str) -> AttentionPart:
 
 
 def require_finite(values: Tensor, name: str, counts: np.ndarray, samples: np.ndarray, split: str) -> None:
-    """Refuse values that are not numbers.
+    """Reject values that are not finite.
 
     Args:
         values: rows of a column.

@@ -100,7 +100,7 @@ class VectorTeacher(Model):
         return VectorEncoder(self.info, self._vectors, self._rows)
 
     def build_student(self, request: SignalRequest) -> Encoder:
-        """Refuse, because vectors cannot be a student."""
+        """Raise an error, because vectors cannot be a student."""
         raise InputError("vectors cannot be a student", key="student.name")
 
 
@@ -127,7 +127,7 @@ class VectorEncoder(Encoder):
         """Do nothing: there is nothing to compile."""
 
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Refuse, because vectors have no weights."""
+        """Raise an error, because vectors have no weights."""
         raise InputError("vectors have no weights to export")
 
 

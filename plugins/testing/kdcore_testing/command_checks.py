@@ -40,7 +40,7 @@ def check_command(
     2. Neither importing the command's module nor calling `add_arguments` imports torch or another slow module. This
        runs in a new process, which imports the module by its name.
     3. Valid arguments parse.
-    4. A user's mistake is refused when arguments are parsed, or `run` raises an `InputError` with a message; its exit
+    4. A user's mistake is rejected when arguments are parsed, or `run` raises an `InputError` with a message; its exit
        code is 2.
 
     Args:
@@ -92,7 +92,7 @@ def _check_imports(cls: type[Command]) -> None:
 
 
 def _parse(cls: type[Command], arguments: Sequence[str], errors: StringIO) -> argparse.Namespace | None:
-    """Parse arguments as `kdcore` does; None if they are refused."""
+    """Parse arguments as `kdcore` does; None if they are rejected."""
     parser = argparse.ArgumentParser(cls.__name__)
     cls().add_arguments(parser)
     with redirect_stderr(errors):

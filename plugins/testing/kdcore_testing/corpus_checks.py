@@ -22,7 +22,7 @@ def check_corpus(name: str | type[Corpus], config: Mapping[str, Any]) -> None:
        first, they yield the same documents and counts as when all parts are read together.
     5. The keys of its report are descriptions in words, and the values are counts.
     6. If it keeps an account of its characters, every stage is balanced whenever a document has been yielded: it has
-       received what the previous stage passed on, and has dropped, rewritten or passed on all of it. In the end, the
+       received what the previous stage passed on, and has dropped, rewritten or passed on all of it. At the end, the
        last stage has passed on the texts of all documents.
 
     The same requirements apply to a reader of tokenised sequences. Instead of texts, sequences are checked: lengths

@@ -17,7 +17,7 @@ def check_scheduler(name: str | type[Scheduler], config: Mapping[str, Any] | Non
 
     The factor is finite and not negative at every step. This is checked with a budget of 100 steps, a budget of time
     and both together, unless `check` rejects them. The factor is a function of progress only: repeated calls, calls in
-    another order and a new object return the same factor.
+    a different order and a new object return the same factor.
 
     Args:
         name: registered name, or class.

@@ -19,7 +19,7 @@ def check_task(name: str | type[Task], config: Mapping[str, Any], *, cache: Path
     2. A batch is consistent: lengths, mask and `token_index` describe the same tokens; masked positions are real tokens
        with one label each; it has the columns that the task declares, with one row per sequence, or at level `token`
        with one value per position.
-    3. A batch depends only on seed, samples and epochs: repeated calls, a new task and another order yield the same
+    3. A batch depends only on seed, samples and epochs: repeated calls, a new task and a different order yield the same
        sequences.
     4. `AutoTokenizer` loads the tokenizer that it saves.
     5. If it has a `metric`, it also has a head and the column `sample_ids`. Outputs of its head are scored with that

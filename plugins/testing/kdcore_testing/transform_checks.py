@@ -31,7 +31,7 @@ def check_transform(
 
     1. `apply` returns the student that `describe` predicts; vocabulary, length and sequence head stay the same.
     2. Sources name existing parameters of matching shapes. All weights are in float32 on the CPU.
-    3. Equal students and generators lead to equal weights; other weights lead to the same names and shapes.
+    3. Equal students and generators lead to equal weights; different weights lead to the same names and shapes.
     4. The changed student returns the hidden states of every block, with the width given in `info`.
 
     Args:

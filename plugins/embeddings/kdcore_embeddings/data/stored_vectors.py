@@ -38,7 +38,7 @@ def store_vectors(encoder: Encodes, data: Mapping[str, Any], path: str | Path) -
         path: the file; its name must end with `.parquet`.
 
     Raises:
-        InputError: the texts cannot be used or form groups, or the encoder returns other shapes or non-finite values.
+        InputError: the texts cannot be used or form groups, or the vectors have the wrong shape or are not finite.
     """
     import pyarrow
     from pyarrow import parquet
@@ -69,7 +69,7 @@ def encoded(encoder: Encodes, texts: list[str]) -> NDArray[np.float32]:
     """Return an encoder's vectors (n, C) of texts.
 
     Raises:
-        DataError: the encoder returns other shapes or non-finite values.
+        DataError: the vectors have the wrong shape or are not finite.
     """
     found = [
         _checked(encoder.encode(texts[n : n + _CHUNK]), texts[n : n + _CHUNK]) for n in range(0, len(texts), _CHUNK)

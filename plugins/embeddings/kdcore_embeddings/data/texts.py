@@ -167,7 +167,7 @@ def read_texts(data: TextData, report: Counter[str]) -> tuple[TextPart, TextPart
     """Read the training texts and the held-out texts.
 
     Empty texts, repetitions, groups without a positive document or with too few negatives, and unused negatives are
-    left out and counted in `report`. Training texts and queries that are also held out are left out and counted, too.
+    left out and counted in `report`. The same applies to training texts and queries that are also held out.
 
     Raises:
         DataError: files or columns are missing, records are malformed, or nothing is left to train on.

@@ -27,8 +27,8 @@ _PENALTY = 0.01
 def fit_linear_map(source: str | Path, teacher: Encodes, texts: Sequence[str], folder: str | Path) -> float:
     """Write a copy of an exported student whose linear map is the ridge regression of a teacher's vectors.
 
-    The map between the student's hidden size and wider embeddings starts randomly, and a random map can make the
-    pooled states of a trained encoder worse than they are. A recipe starts from the copy with `student.initialize:
+    The map between the student's hidden size and wider embeddings is initialised randomly, and a random map can
+    degrade the pooled states of a trained encoder. A recipe starts from the copy with `student.initialize:
     {from: FOLDER, blocks: first}`.
 
     Args:

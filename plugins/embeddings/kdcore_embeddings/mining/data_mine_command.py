@@ -17,7 +17,7 @@ class DataMineCommand(Command):
 
     For each query, the documents of all pairs are searched exhaustively, with the embeddings of a sentence encoder.
     Negatives are the documents with the highest scores that do not belong to the query and whose score is at most
-    (1 - margin) times the score of the query's document; more similar documents are likely to be relevant, too. The
+    (1 - margin) times the score of the query's document; more similar documents are likely to be relevant as well. The
     output is a JSON Lines file for the task `embeddings` with `query`, `positive`, `negatives` and `scores` (of the
     positive document, then of the negatives). Scores are similarities of the sentence encoder, or raw logits of a
     --cross-encoder. The same input always produces the same file.

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class EvaluateCommand(Command):
     """Measure exported students with a suite of fine-tuning tasks and probes.
 
-    Pass run folders, folders of runs, Hugging Face model folders or hub models. The same command continues a stopped
-    evaluation: finished trials are not repeated. `key=value` changes the suite, such as `seeds=[1]`.
+    Pass run folders, folders of runs, Hugging Face model folders or hub models. Run the same command again to continue
+    a stopped evaluation: finished trials are not repeated. `key=value` changes the suite, such as `seeds=[1]`.
 
     The results are rows in results.parquet and results.jsonl of the output folder, from which `kdcore compare` makes
     tables and a page.

@@ -34,9 +34,9 @@ _PAGE = "page.html"
 class SweepCommand(Command):
     """Train every combination of a sweep file, measure the students with its suite, and compare them on a page.
 
-    The same command continues a stopped sweep. `key=value` changes every recipe, and `suite.key=value` changes the
-    suite. With --profile, all runs, including the fine-tuning runs, are submitted as jobs by `kdcore launch`. --smoke
-    runs the small sweep that the file defines under `smoke`, which takes minutes.
+    Run the same command again to continue a stopped sweep. `key=value` changes every recipe, and `suite.key=value`
+    changes the suite. With --profile, all runs, including the fine-tuning runs, are submitted as jobs by
+    `kdcore launch`. --smoke runs the small sweep that the file defines under `smoke`, which takes minutes.
 
     --plan trains nothing. It prints the number of runs and hours, and the smallest differences between groups that can
     be detected with the given seeds and test texts. These are based on the standard deviations of earlier results below

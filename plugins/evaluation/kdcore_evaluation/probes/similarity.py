@@ -58,7 +58,7 @@ def compare(
         rows: (n, L) token ids, padded on the right.
         lengths: (n,) number of real tokens.
         neighbours: number of nearest neighbours of each sequence to compare.
-        teacher_rows: ids and lengths of the same text for a teacher with another tokenizer.
+        teacher_rows: ids and lengths of the same text for a teacher with a different tokenizer.
         device: device for the computation; default: a GPU, if there is one.
         with_values: whether to compute `by_text`.
     """

@@ -336,7 +336,7 @@ _COSTS = {PARAMETERS: RELATIVE_SIZE, ENCODER_PARAMETERS: RELATIVE_SIZE, SPEED: R
 
 
 def _favoured(runs: Sequence[ComparedRun], by: Labels, table: ScoreTable) -> dict[tuple[Labels, Column], Labels]:
-    """Find the losses of each group that train on the quantity that a column measures."""
+    """Find the losses of each group that optimise the quantity measured by a column."""
     found: dict[tuple[Labels, Column], Labels] = {}
     for column in table.columns:
         for group in table.groups:
@@ -362,7 +362,7 @@ def _repetition(run: ComparedRun, over: str, row: ResultRow) -> str:
 
 
 def _last(models: Iterable[list[ResultRow]]) -> list[ResultRow] | None:
-    """Select the rows of a run's best or final student; without these, the rows of its last export."""
+    """Select the rows of a run's best or final student; if there are none, the rows of its last export."""
     ranked = sorted(models, key=lambda rows: (rows[0].export == "best", rows[0].share or 0.0))
     return ranked[-1] if ranked else None
 

@@ -128,7 +128,7 @@ class HeatMap:
         rows: titles of the rows.
         columns: titles of the columns.
         cells: the values, row by row.
-        far: whether high values are bad and are therefore shown in another colour.
+        far: whether high values are bad and are therefore shown in a different colour.
         download: address of its values as CSV.
     """
 

@@ -73,7 +73,7 @@ class ComparedRun:
 
 
 def short_name(group: str, name: str) -> str:
-    """Return a component's name without the package of stored recipes if this name refers to the same component.
+    """Remove the package from a component's name if the name alone refers to the same component.
 
     Args:
         group: the entry point group, such as `kdcore.losses`.

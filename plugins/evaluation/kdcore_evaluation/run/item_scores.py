@@ -82,7 +82,7 @@ class StoredPredictions:
 
         Returns:
             The scores; None if the metric is not a ratio of sums over texts (such as a correlation), or if the file is
-            missing, damaged or belongs to another score.
+            missing, damaged or belongs to a different score.
         """
         read = _read(self)
         sums = None if read is None else read.sums(metric)

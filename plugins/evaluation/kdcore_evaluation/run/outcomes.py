@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
 
 
 def collect_finetuning(folder: Path, known: TaskData) -> None:
-    """Score the predictions of a finished fine-tuning and remove its weights; keep recipe, metrics and log.
+    """Score the predictions of a finished fine-tuning run and remove its weights; keep recipe, metrics and log.
 
     Raises:
         DataError: the predictions cannot be read.

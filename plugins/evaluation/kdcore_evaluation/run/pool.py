@@ -1,4 +1,4 @@
-"""Run several commands in parallel on one machine; they end with the process that started them."""
+"""Run several commands in parallel on one machine; they are terminated when the process that started them ends."""
 
 from __future__ import annotations
 

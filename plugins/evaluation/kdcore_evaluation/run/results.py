@@ -61,11 +61,11 @@ class ResultRow:
         higher_is_better: whether higher values are better.
         chance: score of the best predictions that ignore the text, such as the fraction of the most frequent class.
         examples: number of texts or sequences.
-        learning_rate, batch_size, seed: hyperparameters of the fine-tuning.
+        learning_rate, batch_size, seed: hyperparameters of the fine-tuning run.
         seconds: duration of the trial.
         data: fingerprint of the data.
         labels: classes in the order of the outputs, joined by commas; empty for numbers.
-        recipe: the complete recipe of the fine-tuning, or the settings of the probe, as JSON.
+        recipe: the complete recipe of the fine-tuning run, or the settings of the probe, as JSON.
         versions: versions of Python and packages, as JSON.
         device: device of the measurement.
         finished: time of completion, in UTC.

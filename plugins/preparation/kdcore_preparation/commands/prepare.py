@@ -99,7 +99,7 @@ def summary(manifest: Manifest) -> Iterator[str]:
 
 
 class _Display:
-    """Show a progress bar on a terminal or print regular lines elsewhere, and print the speed at the end."""
+    """Show a progress bar on a terminal, or print progress regularly elsewhere; print the speed at the end."""
 
     def __init__(self) -> None:
         from kdcore_preparation.pipeline.preparation_progress import Speed

@@ -146,8 +146,8 @@ def prepare(
         wait: whether to wait for another process that is preparing the same folder, instead of raising an error.
 
     Raises:
-        DataError: the raw text or the tokenizer cannot be used, the folder holds other content, or another process is
-            preparing it. If text is damaged, the error is raised after everything readable has been prepared.
+        DataError: the raw text or the tokenizer cannot be used, the folder holds different content, or another process
+            is preparing it. If text is damaged, the error is raised after everything readable has been prepared.
         InfrastructureError: the disk is full, or a worker process was killed.
     """
     corpora = build_corpora(data) if corpora is None else corpora

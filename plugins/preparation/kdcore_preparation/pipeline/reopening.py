@@ -56,7 +56,7 @@ def reopen(
         that the run recorded.
 
     Raises:
-        DataError: the folder is damaged; or the data is missing, also from the cache, and the recipe describes
+        DataError: the folder is damaged; or the data is missing, even from the cache, and the recipe describes
             different data; or as for `find_or_prepare`.
     """
     hashes = FileHashes(cache)

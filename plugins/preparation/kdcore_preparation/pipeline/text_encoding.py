@@ -251,7 +251,7 @@ def plain_backend(tokenizer: Any) -> Tokenizer:
     """Copy the Rust tokenizer of a `transformers` fast tokenizer, without truncation and padding.
 
     Special tokens that occur in a text ("[SEP]") are encoded as ordinary text, even if the model's pieces include them.
-    Special tokens have other names in the copy, so refer to them by id.
+    Special tokens have different names in the copy, so refer to them by id.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.

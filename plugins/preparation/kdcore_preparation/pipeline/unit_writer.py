@@ -53,7 +53,7 @@ class UnitWriter:
 
     Attributes:
         counts: the counts of each split as in `kdcore.SplitEntry`, and the fields of its `kdcore.Alignment` if the
-            teacher has another tokenizer.
+            teacher has a different tokenizer.
         selection: counts of the characters that were dropped as duplicates and of the characters that were written.
         contents: for each split, `content_keys` of its documents.
         nearest: the point nearest to `held_out` among the documents.

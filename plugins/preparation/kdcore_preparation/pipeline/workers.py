@@ -26,8 +26,8 @@ def run_in_processes(
 ) -> None:
     """Call `work(item, worker)` for each item in forked processes.
 
-    Arguments need not be picklable, because processes are forked. The processes end when this process ends, even if by
-    SIGKILL, and all of them end when one fails.
+    Arguments need not be picklable, because processes are forked. The processes are terminated when this process ends,
+    even if by SIGKILL, and all of them end when one fails.
 
     Args:
         work: function that processes one item; `worker` is the number of the process, from 0.

@@ -152,7 +152,7 @@ def _switched(raw: bytes, path: Path) -> str | None:
     """Detect ISO-2022-JP, ISO-2022-KR and HZ, which use only ASCII bytes.
 
     Raises:
-        DataError: the escape sequences belong to another encoding.
+        DataError: the escape sequences belong to a different encoding.
     """
     if not raw.isascii():
         return None

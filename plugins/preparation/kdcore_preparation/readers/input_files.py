@@ -205,7 +205,7 @@ def damaged(path: Path, error: Exception | str) -> DataError:
 
 
 def refuse_utf16(head: bytes, where: str) -> None:
-    """Refuse UTF-16 text, which begins with a byte order mark or has a zero in every other byte.
+    """Reject UTF-16 text, which begins with a byte order mark or has a zero in every other byte.
 
     Raises:
         DataError: the text is UTF-16.

@@ -84,8 +84,8 @@ def check_header(header: TableRow, needed: Sequence[str], delimiter: str, where:
         hint: how to repair a stray quote.
 
     Raises:
-        DataError: a quote merges the header with other rows, or the header has another separator or contains a column
-            twice.
+        DataError: a quote merges the header with other rows, or the header has a different separator or contains a
+            column twice.
     """
     if header.lines and all(len(line.split(delimiter)) == len(header.values) for line in header.lines):
         raise _merged(where, header, "header", hint)

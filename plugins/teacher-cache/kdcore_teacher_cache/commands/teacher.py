@@ -171,10 +171,10 @@ def _union(arguments: argparse.Namespace) -> tuple[Recipe, Task, RecipeTeacher]:
 
 
 def _refuse_temperatures(recipe: Recipe, label: str) -> None:
-    """Refuse losses with a temperature other than 1, for which sampled predictions are biased.
+    """Reject losses with a temperature other than 1, for which sampled predictions are biased.
 
     Raises:
-        InputError: a loss has another temperature.
+        InputError: a loss has a different temperature.
     """
     for component in recipe.components().losses.values():
         temperature = getattr(component.config, "temperature", 1.0)
