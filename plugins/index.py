@@ -16,7 +16,7 @@ API_GROUP = "kdcore.plugin_api"
 
 
 def index() -> str:
-    """Return the index as JSON: the package of each name by group, and our names for the names that papers use."""
+    """Return the index as JSON: the package of each name by group, and kdcore's names for those used in papers."""
     found: dict[str, dict[str, str]] = {}
     for file in sorted([*ROOT.glob("plugins/*/pyproject.toml"), ROOT / "launch" / "pyproject.toml"]):
         if file.exists():

@@ -31,7 +31,7 @@ def append(run_folder: Path, event: str, job: str, **details: Any) -> None:
 
 
 def restarts_without_progress(run_folder: Path, job: str, step: int) -> int:
-    """Count the consecutive starts of a job that began at this step or later, counting back from the most recent one.
+    """Count a job's consecutive starts at this step or later, going back from the most recent one.
 
     Args:
         run_folder: the run folder.

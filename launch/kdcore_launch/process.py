@@ -1,9 +1,9 @@
 """Supervise one process of a run on a SLURM node.
 
-`python -m kdcore_launch.process RECORDS ARGUMENTS...` runs `kdcore ARGUMENTS`. Starting kdcore takes seconds, during
-which USR2 would kill it. This process handles signals immediately, forwards them, and records kdcore's exit code in the
-folder RECORDS. SLURM's exit codes are not sufficient: after one process has failed, SLURM kills the others and reports
-the signals.
+`python -m kdcore_launch.process RECORDS ARGUMENTS...` runs `kdcore ARGUMENTS`. Starting kdcore takes several seconds,
+during which USR2 would kill it. This process handles signals immediately, forwards them, and records kdcore's exit code
+in the folder RECORDS. SLURM's exit codes are not sufficient: after one process has failed, SLURM kills the others and
+reports the signals.
 
 Import nothing that takes a long time before the signal handlers are installed.
 """

@@ -1,7 +1,7 @@
 """Words for completion in recipes: keys, their values, and shipped recipes.
 
-The words are read from the schema of `kdcore recipe schema`. Building the schema takes seconds, because it imports all
-components, so the words are cached in a file whose name depends on the installed versions.
+The words are read from the schema of `kdcore recipe schema`. Building the schema takes several seconds, because it
+imports all components, so the words are cached in a file whose name depends on the installed versions.
 """
 
 from __future__ import annotations

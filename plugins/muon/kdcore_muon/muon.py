@@ -1,4 +1,4 @@
-"""Muon for the matrices of blocks, AdamW for everything else."""
+"""Muon for the matrices of blocks, and AdamW for everything else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(Optimizer):
-    """Muon (Jordan et al. 2024) for the weight matrices of blocks, AdamW for all other parameters.
+    """Muon (Jordan et al. 2024) for the weight matrices of blocks, and AdamW for all other parameters.
 
     The update of a matrix is its momentum with all singular values moved to about 1, times 0.2 * sqrt(max(rows,
     columns)). The factor gives it the root mean square of AdamW's updates (Liu et al. 2025, section 2.2), so that one

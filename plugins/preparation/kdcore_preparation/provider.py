@@ -49,7 +49,7 @@ class RawText(Preparation):
         return find(self.config, cache)
 
     def prepare(self, cache: Path, *, progress: Callable[[str], None]) -> PreparedData:
-        """Prepare the data into the cache folder with one process per core.
+        """Prepare the data in the cache folder with one process per core.
 
         Raises:
             DataError: as for `find`.

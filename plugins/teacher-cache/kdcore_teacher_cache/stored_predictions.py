@@ -47,7 +47,7 @@ def from_largest(ids: Tensor, values: Tensor, vocab_size: int) -> Tensor:
 
 
 def drawn(logits: Tensor, numbers: NDArray[np.float64]) -> Tensor:
-    """Draw ids (M, K), with repetition, from the distribution of each row.
+    """Draw ids (M, K), with replacement, from the distribution of each row.
 
     Args:
         logits: (M, V).

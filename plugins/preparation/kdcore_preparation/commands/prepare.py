@@ -20,7 +20,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class PrepareCommand(Command):
-    """Prepare raw text into a folder for `task.data`: read, clean, tokenise, pack and split it.
+    """Read, clean, tokenise, pack and split raw text, and write it to a folder for `task.data`.
 
     FOLDER appears when it is complete. Until then, intermediate files are in .FOLDER.preparing next to it. To resume an
     interrupted preparation, even after SIGKILL, run the command again. The result is identical, byte for byte,

@@ -131,7 +131,7 @@ def prepare(
     keep_going: bool = False,
     wait: bool = False,
 ) -> PreparedData:
-    """Prepare a recipe's data into a given folder. A folder that already holds this data is left unchanged.
+    """Prepare a recipe's data in a given folder. A folder that already holds this data is left unchanged.
 
     An interrupted preparation is resumed. The result depends only on the recipe and its files, not on interruptions or
     the number of workers.
