@@ -243,7 +243,7 @@ def _config_class(architecture: Architecture) -> type[PreTrainedConfig]:
 
 
 def _as_own(stated: Mapping[str, Any], architectures: Architectures) -> dict[str, Any]:
-    """Convert the configuration of a relative to one of the architecture that reads its folders."""
+    """Convert the configuration of a related architecture to that of the architecture that reads its folders."""
     for architecture in architectures.values():
         if stated["model_type"] in architecture.relatives:
             same = architecture.relatives[stated["model_type"]]

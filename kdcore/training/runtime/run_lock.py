@@ -178,7 +178,7 @@ class RunLock:
 
 @contextmanager
 def run_lock(folder: Path, processes: DistributedContext) -> Iterator[Callable[[], None]]:
-    """Hold a run folder's lock on process 0. Yield the function that it must call before each rename there.
+    """Hold a run folder's lock on process 0. Yield the function that it must call before each rename in the folder.
 
     Raises:
         InputError: on every process, if another run holds it, or the folder cannot be written.

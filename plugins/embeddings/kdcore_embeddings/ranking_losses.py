@@ -86,7 +86,7 @@ class RankingConfig(LossConfig):
         None,
         gt=0,
         description="Initial value of the learned scale of `similarity: cosine`. Training changes it only a little; a "
-        "good value is the spread of the scores to learn divided by the spread of the cosines. Default: 20 for scores "
+        "good value is the spread of the target scores divided by the spread of the cosines. Default: 20 for scores "
         "in the data, such as logits of cross-encoders; 1 for scores of the teacher.",
     )
 

@@ -200,7 +200,7 @@ class TokenClassification(LabelledTask):
         return _TaggedSequences(texts, windows, labels)
 
     def _inside(self) -> dict[int, int]:
-        """Return the class of a word's other subwords by the class of the word: I for B, otherwise the same."""
+        """Convert the class of a word to the class of its other subwords: B becomes I, other classes are unchanged."""
         number = {tag: index for index, tag in enumerate(self._classes)}
         return {IGNORED: IGNORED} | {
             index: number[f"I-{tag.partition('-')[2]}"] if tag.startswith("B-") else index
