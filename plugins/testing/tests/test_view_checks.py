@@ -58,6 +58,6 @@ class Aligned(Denying):
 
 
 def test_a_loss_that_reads_tokens_although_it_denies_it_is_found() -> None:
-    with pytest.raises(AssertionError, match="`compares_tokens` is False, but the loss fails for a teacher with other"):
+    with pytest.raises(AssertionError, match="`compares_tokens` is False, but the loss fails for a teacher with diff"):
         check_loss(Denying, large=False)
     check_loss(Aligned, large=False)
