@@ -423,7 +423,10 @@ MISTAKES = {
     "no value": ("--lr --seed 1", ["--lr: the flag needs a value: a number"]),
     "a value for a negation": ("--no_async_worker 1", ["--no_async_worker: this flag takes no value"]),
     "an unknown choice": ("--curve linar", ["--curve: `linar` is not", "allowed: linear, exp", "mean `linear`"]),
-    "no flag's value": ("--finetune_time_markers 0.1, 0.2", ["`0.2`: this does not belong to any flag", "Quote values that"]),
+    "no flag's value": (
+        "--finetune_time_markers 0.1, 0.2",
+        ["`0.2`: this does not belong to any flag", "Quote values that"],
+    ),
     "a pipe": ("--seed 1 | tee log", ["`|`: this does not belong to any flag", "tee log"]),
     "augmentation": ("--aug", ["--aug: kdcore does not replace tokens"]),
     "next sentences": ("--add_nsp", ["--add_nsp: kdcore has no next-sentence prediction"]),
