@@ -82,9 +82,7 @@ def fit_linear_map(source: str | Path, teacher: Encodes, texts: Sequence[str], f
     return float(1 - np.square(residuals).sum() / np.square(vectors - vectors.mean(0)).sum())
 
 
-def _ridge(
-    states: NDArray[np.float64], vectors: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _ridge(states: _Array, vectors: _Array) -> tuple[_Array, _Array]:
     """Return weight (C, d) and bias (C,) of the map from states (n, d) to vectors (n, C)."""
     states_mean, vectors_mean = states.mean(0), vectors.mean(0)
     centred = states - states_mean
