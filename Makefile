@@ -19,7 +19,7 @@ help:
 	@echo "make test-mutations damage every stored file 1,000 times and check what is made of it (half an hour)"
 	@echo "make test-install   build all wheels and install them into new environments (minutes, 3 GB, a package index)"
 	@echo "make test-docs      tutorials and packages of the documentation, step by step; the site, if it is built (ten minutes)"
-	@echo "make test-processes train in several processes, on one machine and in local jobs (ten minutes)"
+	@echo "make test-processes train in several processes, on one machine and in local jobs"
 	@echo "make test-resume    resume with every precision, ZeRO stage and pair of process counts; prints a table (ten minutes)"
 	@echo "make test-browser   the comparison page in a real Chromium, which it installs (root, Debian)"
 	@echo "make test-slurm     the tests on a real SLURM of three nodes, which it installs and brings up here (root, Debian)"
