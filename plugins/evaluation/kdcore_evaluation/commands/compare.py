@@ -69,7 +69,7 @@ class CompareCommand(Command):
         """Compare runs, print the table and write the page."""
         from kdcore_evaluation.report import table_formats as formats
         from kdcore_evaluation.report.comparison import compare_runs
-        from kdcore_evaluation.report.learning import loss_changes, signs_of_collapse
+        from kdcore_evaluation.report.learning import signs_of_collapse
         from kdcore_evaluation.report.page import page
 
         by = tuple(part.strip() for part in arguments.by.split(",") if part.strip())
@@ -91,16 +91,12 @@ class CompareCommand(Command):
         if arguments.html is not None:
             _write(arguments.html, page(comparison))
             print(f"page: {arguments.html}", file=sys.stderr)
-        if comparison.table.columns:
-            write = {
-                "terminal": formats.terminal,
-                "markdown": formats.markdown,
-                "csv": formats.csv_text,
-                "json": formats.json_text,
-            }
+        if arguments.format == "terminal":
+            if text := comparison.text():
+                print(text)
+        elif comparison.table.columns:
+            write = {"markdown": formats.markdown, "csv": formats.csv_text, "json": formats.json_text}
             print(write.get(arguments.format, formats.latex)(comparison.table))
-        elif arguments.format == "terminal" and (changes := loss_changes(comparison.runs_of_groups, comparison.unit)):
-            print(formats.losses(changes, tuple(key for key in comparison.by if key != "export")))
         return 0
 
 

@@ -115,11 +115,19 @@ class Comparison:
             found.setdefault(_group(run, keys, ""), []).append(run)
         return found
 
+    def text(self) -> str:
+        """Format the table for a terminal; without scores, the held-out losses; empty without both."""
+        from kdcore_evaluation.report.learning import loss_changes
+        from kdcore_evaluation.report.table_formats import losses, terminal
+
+        if self.table.columns:
+            return terminal(self.table)
+        changes = loss_changes(self.runs_of_groups, self.unit)
+        return losses(changes, tuple(key for key in self.by if key != "export")) if changes else ""
+
     def __str__(self) -> str:
         """Format the remarks and the table as `kdcore compare` prints them."""
-        from kdcore_evaluation.report.table_formats import terminal
-
-        return "\n".join([*self.remarks, *([terminal(self.table)] if self.table.columns else [])])
+        return "\n".join(filter(None, [*self.remarks, self.text()]))
 
     def _repr_html_(self) -> str:
         """Return the page in a frame of a notebook, which isolates its styles."""

@@ -48,14 +48,14 @@ def losses(changes: Sequence[LossChange], keys: Labels) -> str:
     """Format held-out losses before and after training beside those of the best constant predictions.
 
     Args:
-        changes: losses of all groups; empty if no run has validated.
+        changes: losses of all groups.
         keys: keys that define the groups.
     """
     rows = [[*keys, "held-out loss", "before training", "now", "constant prediction", "explained"]]
     for one in changes:
         values = [_loss(score, "{:.4g}") for score in (one.before, one.after, one.constant)]
         rows.append([*one.group, one.loss, *values, _loss(one.explained, "{:.1%}")])
-    return "\n".join(aligned(rows)) if changes else ""
+    return "\n".join(aligned(rows))
 
 
 def _loss(score: Score | None, form: str) -> str:
